@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from agentpref.online.report import Train
 
 REFUSED = 4
+_KINDS = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
 
 
 def online(
+    context: typer.Context,
     judge: Annotated[
         str, typer.Option(metavar="NAME", help="A calibrated judge of the home, or a rule.")
     ],
@@ -70,7 +72,8 @@ def online(
             metavar="FILE",
             exists=True,
             dir_okay=False,
-            help="Settings of the updates, as TOML; a table [online] has those of this command.",
+            help="Settings of the updates, as TOML; a table [online] has those of this command. "
+            "What is typed counts first.",
         ),
     ] = None,
     set_: Annotated[
@@ -109,7 +112,14 @@ def online(
         "temperature": temperature, "max_tokens": answer_tokens, "probes": probes,
         "offline": not no_offline,
     }  # fmt: skip
-    own |= _own(settings.pop("online", {}), own)
+    table_of_it = _own(settings.pop("online", {}), own)
+    option_of = {"max_tokens": "answer_tokens", "offline": "no_offline"}
+    typed = {
+        name
+        for name in own
+        if str(context.get_parameter_source(option_of.get(name, name))).endswith("COMMANDLINE")
+    }
+    own |= {name: value for name, value in table_of_it.items() if name not in typed}
     checked = UpdateConfig.from_mapping(settings)
     train: Train | None = None
     if method != "dpo":
@@ -148,7 +158,7 @@ def _own(given: Any, known: dict[str, Any]) -> dict[str, Any]:
             raise ConfigError(f"online.{name} is no setting; {suggest(name, known)}")
         kind = str if name in ("judge", "check") else type(known[name])
         if type(value) is not kind and not (kind is float and type(value) is int):
-            raise ConfigError(f"online.{name} is {value!r}, but must be a {kind.__name__}")
+            raise ConfigError(f"online.{name} is {value!r}, but must be {_KINDS[kind]}")
     return given
 
 
