@@ -31,6 +31,7 @@ from agentpref.prefer.strata import Listed
 from agentpref.prove.bootstrap import Paired
 from agentpref.prove.drift import by_prompt, more_than_chance
 from agentpref.prove.results import CheckResult, GateResult
+from agentpref.prove.retention import PEOPLE
 from agentpref.prove.signs import Signs
 from agentpref.prove.written import WRITTEN
 from agentpref.types import BY_JUDGES
@@ -48,6 +49,7 @@ FEWEST = 8
 """With fewer held-out prompts, hardly anything can be shown of a group: it is not at fault."""
 
 _KL, _RETENTION = "KL", "retention of "
+_JUDGES = "judges"
 _GAIN = "new preferences"
 _MOST_GROUPS = 20
 _FRESH = "is new"  # of what was tried before and what was not, this is not blamed
@@ -308,6 +310,8 @@ def faulty(
             why = _fault(new.paired(_numbers(new, ids)), 1 - confidence)
             if name in lost:
                 why = "what live knew of it was lost"
+            if name == _JUDGES and any(one.name == PEOPLE for one in failed):
+                why = "what people said was lost"
             if why is not None and name != _FRESH:
                 faults[name] = why
         if 0 < len(faults) < len(groups):
@@ -402,7 +406,7 @@ def _ways(
 
     if not odd:
         yield "tag", by(lambda one: one.tag)
-    yield "source", by(lambda one: "judges" if one.origin in BY_JUDGES else "people")
+    yield "source", by(lambda one: _JUDGES if one.origin in BY_JUDGES else "people")
     tried = was_tried()
     yield "what", by(lambda one: "an earlier update tried" if one.example_id in tried else _FRESH)
 

@@ -22,6 +22,13 @@ from agentpref.types import BASE, Message
 if TYPE_CHECKING:
     from agentpref.serve.backend import ServingBackend
 
+_FORM: dict[str, Any] = {
+    "principle": {"type": "string", "maxLength": 60},
+    "reason": {"type": "string", "maxLength": 240},
+    "verdict": {"enum": ["A", "B"]},
+}
+"""What a model in this process is held to: a small one finds no form by itself."""
+
 RETRIES = 5
 """How often a call is repeated that failed for a reason that may pass."""
 
@@ -160,7 +167,10 @@ class _LangChain:
 
 
 def transformers(rubric: Rubric) -> RubricJudge:
-    """A judge that is a model in this process: a folder, or a hub's name."""
+    """A judge that is a model in this process: a folder, or a hub's name.
+
+    Its answers are held to the form of a verdict, in JSON.
+    """
     return RubricJudge(rubric, _InProcess(rubric, _model(rubric)))
 
 
@@ -182,6 +192,7 @@ class _InProcess:
             max_tokens=self.rubric.max_tokens,
             temperature=self.rubric.temperature,
             seed=sample,
+            response_format={"type": "json_schema", "json_schema": {"schema": self._schema()}},
         )
         try:
             reply = self._loaded().generate(BASE, request)
@@ -189,6 +200,17 @@ class _InProcess:
             raise JudgeError(f"judge {self.rubric.name!r}: {error}") from error
         text = str(reply.message.get("content") or "")
         return Said(text, reply.prompt_tokens or 0, len(reply.token_ids))
+
+    def _schema(self) -> dict[str, Any]:
+        form = dict(_FORM)
+        if self.rubric.scale == 3:
+            form["verdict"] = {"enum": ["A", "B", "tie"]}
+        return {
+            "type": "object",
+            "properties": form,
+            "required": [*form],
+            "additionalProperties": False,
+        }
 
     def _loaded(self) -> ServingBackend:
         with self._lock:

@@ -48,8 +48,9 @@ class JudgeRun:
     ``questions`` counts pairs of answers that nobody had compared. Each was ``asked``, is
     ``waiting`` (beyond a limit, or its calls failed), or is counted by its stratum in
     ``untrusted``. Of those asked, ``decided`` have a winner, ``ties`` none; in ``position`` the
-    verdicts followed the place of the answers, and ``forgotten`` ones were removed meanwhile, so
-    that nothing is written. ``sampled`` answers were drawn from live first.
+    verdicts followed the place of the answers, in ``steered`` the winner spoke to its judge and
+    lost, and ``forgotten`` ones were removed meanwhile, so that nothing is written. ``sampled``
+    answers were drawn from live first.
     """
 
     judge: str
@@ -61,6 +62,7 @@ class JudgeRun:
     decided: int = 0
     ties: int = 0
     position: int = 0
+    steered: int = 0
     sampled: int = 0
     untrusted: Counter[str] = field(default_factory=Counter)
     principles: Counter[str] = field(default_factory=Counter)
@@ -171,6 +173,7 @@ def compare(
             done.decided += one.winner != "tie"
             done.ties += one.winner == "tie"
             done.position += one.follows is not None
+            done.steered += one.steered
             if one.winner != "tie" and one.as_given.principle:
                 done.principles[one.as_given.principle] += 1
             if keep(one):

@@ -4,9 +4,10 @@ Each round draws answers from live to prompts of the log, lets a judge compare t
 update. Held-out prompts among them prove, and never train. After each round, live and the base
 answer other held-out prompts, always the same, and the judge says how often live's are better. The
 loop ends by itself: when that no longer rises, when updates bring nothing, when the KL budget is
-spent, or when an independent judge no longer agrees with the first one. In the last case the policy
-has learned to please its judge: what the round brought is rolled back, the judge's verdicts train
-nothing any more, and the report has the words.
+spent, when an update loses what people said themselves, or when an independent judge no longer
+agrees with the first one. In the last case the policy has learned to please its judge: what the
+round brought is rolled back, the judge's verdicts train nothing any more, and the report has the
+words.
 """
 
 from __future__ import annotations

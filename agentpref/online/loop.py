@@ -6,7 +6,6 @@ import math
 import random
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,12 +21,13 @@ from agentpref.home import Home
 from agentpref.judging.opened import Asking, OpenedJudge
 from agentpref.judging.running import JudgeRun, Pair, compare, sample_answers
 from agentpref.online.deceived import Agreement, agreement, parting, rewarded
+from agentpref.online.prompts import Prompts
 from agentpref.online.report import OnlineReport, Round, Train, Why
 from agentpref.pipeline import update
 from agentpref.prefer.examples import is_held_out
 from agentpref.prefer.judges.hearing import Case
 from agentpref.prefer.judges.verdicts import Opinion, Question
-from agentpref.prefer.strata import equal_shares
+from agentpref.prove.retention import PEOPLE
 from agentpref.reading import last_held_out
 from agentpref.record.judges import Judges
 from agentpref.record.log import Log
@@ -45,7 +45,6 @@ _RISE = 0.01  # a smaller rise of the win rate is none
 _LOST_IN_A_ROW = 2
 _SPENT = 0.95  # of the KL budget
 _CHECKED = 64  # so many pairs of a round are put to the second judge
-_NEWEST = 20_000  # so many prompts of the log are drawn from
 
 
 @dataclass
@@ -60,7 +59,7 @@ class Loop:
     check: OpenedJudge | None
     model: str
     config: UpdateConfig
-    prompts: int
+    asked: int
     samples: int
     temperature: float
     max_tokens: int
@@ -74,12 +73,14 @@ class Loop:
         self.registry = self.router.registry
         self.report = OnlineReport(self.judge.name, self.namespace, self.live)
         self.parted: str | None = None
+        self.against_people: str | None = None
         self.on_pairs: Agreement | None = None
         self.first: Agreement | None = None
         self.now: Agreement | None = None
         self.held_out = last_held_out(self.connection, self.namespace)
         self.gold: list[GoldVerdict] = []
-        self.random, self.drawn = random.Random(self.config.seed), Counter[str]()
+        self.random = random.Random(self.config.seed)
+        self.prompts = Prompts(self.connection, self.namespace, self.held_out, self.random)
 
     @property
     def live(self) -> str:
@@ -92,25 +93,29 @@ class Loop:
         """Learn from what is logged, and then round after round."""
         report = self.report
         if offline:
-            report.offline = self._update().verdict
+            updated = self._update()
+            report.offline = updated.verdict
             self.router.sync()
-        trained, held_out = self._prompts()
+            if self._note_people(updated):
+                report.ended, report.because, report.live = *self._in_doubt(), self.live
+                return report
+        trained, held_out = self.prompts.find(self.judge.trusts)
         if not trained:
             raise JudgeError(
                 f"no prompt of {self.namespace!r} is on the training side of the log; log what the "
                 "app is asked first"
             )
-        chosen = self._draw(held_out, min(probes, len(held_out) // 2))
+        chosen = self.prompts.draw(held_out, min(probes, len(held_out) // 2))
         proving = [run for run in held_out if run not in chosen]
         self.probe_answers = self._answers(BASE, chosen)
         if not chosen:
             report.notes.append("no prompt is held out, so nobody can say whether live is better")
         self.probes = chosen
         self.gold = known_gold(self.judge, self.namespace, {run.tag for run in chosen})
-        share = round(self.prompts * self.held_out / (1 - self.held_out))
+        share = round(self.asked * self.held_out / (1 - self.held_out))
         for number in range(1, rounds + 1):
-            asked = self._draw(trained, self.prompts)
-            done = self._round(number, [*asked, *self._draw(proving, max(1, share))])
+            asked = self.prompts.draw(trained, self.asked)
+            done = self._round(number, [*asked, *self.prompts.draw(proving, max(1, share))])
             report.rounds.append(done)
             heard(done)
             why = self._ends(number == rounds)
@@ -137,6 +142,7 @@ class Loop:
             )  # fmt: skip
         updated = self._update() if self.train is None else self._reinforced(asked, self.train)
         self.router.sync()
+        self._note_people(updated)
         fought, checked, agreement, words = self._probed()
         rate = None if fought is None else fought.rate.corrected or fought.rate.raw
         by_check = None if checked is None else checked.rate.raw
@@ -183,33 +189,7 @@ class Loop:
         self.now, self.parted = now, f"{why} of one prompt"
         return True, words
 
-    # --- Prompts and answers ---
-
-    def _prompts(self) -> tuple[list[Run], list[Run]]:
-        """A run of each prompt of the log, the newest ones: of the training side, and held out."""
-        query = """SELECT max(run_id), max(created_at) FROM run WHERE namespace = ?
-            GROUP BY prompt ORDER BY 2 DESC LIMIT ?"""
-        found = self.connection.execute(query, (self.namespace, _NEWEST))
-        store, sides = Store(self.connection), (list[Run](), list[Run]())
-        for run_id, _ in found.fetchall():
-            run = store.run(run_id)
-            if self.judge.trusts(run.tag):
-                sides[is_held_out(run.prompt.messages, self.held_out)].append(run)
-        return sides
-
-    def _draw(self, runs: Sequence[Run], count: int) -> list[Run]:
-        """Some runs at random, as equally of each tag as possible; those drawn least come first."""
-        tags: dict[str, list[Run]] = {}
-        for run in runs:
-            tags.setdefault(run.tag, []).append(run)
-        shares = equal_shares({tag: len(some) for tag, some in tags.items()}, count)
-        drawn: list[Run] = []
-        for tag in sorted(tags):
-            shuffled = self.random.sample(tags[tag], len(tags[tag]))
-            shuffled.sort(key=lambda run: self.drawn[run.run_id])
-            drawn += shuffled[: shares[tag]]
-        self.drawn.update(run.run_id for run in drawn)
-        return drawn
+    # --- Answers ---
 
     def _answers(self, revision: str, runs: Sequence[Run]) -> Answers:
         return answers_of(
@@ -303,6 +283,22 @@ class Loop:
 
     # --- Whether it is better, and whether to go on ---
 
+    def _note_people(self, updated: UpdateReport) -> bool:
+        """Whether the gate found that an update loses what people said."""
+        lost = f"{PEOPLE}: "
+        failures = (one for attempt in updated.attempts for one in attempt["failed"])
+        self.against_people = next((one for one in failures if one.startswith(lost)), None)
+        return self.against_people is not None
+
+    def _in_doubt(self) -> tuple[Why, str]:
+        """That people contradict the judge, and how."""
+        assert self.against_people is not None
+        self.report.notes.append(
+            f"nothing that {self.judge.name} taught in that update serves; calibrate it again "
+            f"(`agentpref judge calibrate {self.judge.name}`), or mend its rubric"
+        )
+        return "people_disagree", self.against_people
+
     def _probed(self) -> tuple[Duel | None, Duel | None, float | None, tuple[str, ...]]:
         """Compare live with the base on the held-out prompts, by both judges."""
         if not self.probes or self.live == BASE:
@@ -326,6 +322,8 @@ class Loop:
         if (deceived := self._deceived(done)) is not None:
             self._take_back(done)
             return "judges_disagree", deceived
+        if self.against_people is not None:
+            return self._in_doubt()
         if self.report.spending.stopped:
             return "judge_spent", self.report.spending.stopped
         if done.kl is not None and done.kl >= _SPENT * self.config.gate.kl_budget:

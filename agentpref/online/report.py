@@ -17,7 +17,8 @@ Train = Callable[[Path, "Path | None", Sequence[Sequence[Message]], Reward], Pat
 """Trains by reinforcement: ``train(folder, start, prompts, reward)`` returns a new adapter's."""
 
 Why = Literal[
-    "rounds", "time", "no_rise", "nothing_promoted", "kl_budget", "judges_disagree", "judge_spent",
+    "rounds", "time", "no_rise", "nothing_promoted", "kl_budget", "judges_disagree",
+    "people_disagree", "judge_spent",
 ]  # fmt: skip
 """Why a loop ended."""
 

@@ -37,7 +37,7 @@ from agentpref.prove.metrics import (
 from agentpref.prove.ordinary import falls
 from agentpref.prove.probes import MOST_TOKENS, PROBES, SAMPLED, token_limit
 from agentpref.prove.results import dot
-from agentpref.types import Message, Prompt, Stratum
+from agentpref.types import BY_JUDGES, Message, Prompt, Stratum
 
 K = TypeVar("K")
 
@@ -312,6 +312,7 @@ def gather(
     return Evidence(
         new=new.paired(matched=True),
         retention=_retention(old, config.gate.min_stratum),
+        people=_people(new.joined(old), trained),
         kl=kl,
         live=live,
         candidate=candidate,
@@ -403,6 +404,15 @@ def _retention(old: Scores, minimum: int) -> dict[Stratum, Paired]:
     groups = _group(coarsen(stratify([row.example for row in old.rows]), minimum))
     found = {stratum: old.paired(numbers) for stratum, numbers in groups.items()}
     return {stratum: paired for stratum, paired in found.items() if len(paired)}
+
+
+def _people(held_out: Scores, trained: Sequence[EncodedExample]) -> Paired | None:
+    """What people decided of all that is held out, if a judge's verdicts are among the trained."""
+    if all(row.example.origin not in BY_JUDGES for row in trained):
+        return None
+    origins = [row.example.origin for row in held_out.rows]
+    paired = held_out.paired([i for i, one in enumerate(origins) if one not in BY_JUDGES])
+    return paired if len(paired) else None
 
 
 def answer(learner: Learner, messages: Sequence[Message]) -> str:

@@ -141,7 +141,8 @@ class Evidence:
 
     ``new`` has the scores of held-out examples that live has not learned. ``retention`` has those
     that it has learned, by group of :func:`~agentpref.prefer.strata.coarsen`; it is empty while the
-    base serves, which has nothing to forget. ``kl`` is KL(π_0‖π_θ) in nats per token.
+    base serves, which has nothing to forget. ``people`` has those that people decided, new ones
+    too, where a judge's verdicts trained. ``kl`` is KL(π_0‖π_θ) in nats per token.
 
     ``live`` and ``candidate`` answered the same probes greedily, of which the first ``fresh`` are
     prompts of new examples, and the first ``unseen`` of these were held out; ``sampled`` has drawn
@@ -169,6 +170,7 @@ class Evidence:
     live: Generations
     candidate: Generations
     retention: Mapping[Stratum, Paired] = field(default_factory=dict)
+    people: Paired | None = None
     asked: tuple[Asked, ...] = ()
     odd: tuple[Odd, ...] = ()
     fresh: int = 0

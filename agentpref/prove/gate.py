@@ -31,6 +31,7 @@ def judge(evidence: Evidence, settings: GateSettings | None = None, *, seed: int
     found = gain.weigh(evidence, s)
     guards = (
         *retention.retention(evidence.retention, s, seed),
+        *retention.people(evidence.people, s),
         behaviour.distance(evidence.kl, s),
         *behaviour.generation(evidence, s),
         *ordinary.ordinary(evidence, s),

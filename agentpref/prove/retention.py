@@ -24,6 +24,9 @@ Where live is right about no more prompts than a coin may be, there is nothing t
 a proven loss of more than ``retention_margin`` refuses: that so many more became worse than better
 has probability γ at most by chance (the exact sign test of the prompts that changed). All strata
 together are judged by whichever rule fits them.
+
+Where a judge's verdicts trained, what people said is the independent check of them: of all held-out
+prompts on which people decided, new ones too, a proven loss refuses.
 """
 
 from __future__ import annotations
@@ -39,6 +42,9 @@ from agentpref.prove.metrics import accuracy
 from agentpref.prove.results import CheckResult, check, cure_of, describe, dot
 from agentpref.prove.signs import Signs
 from agentpref.types import Stratum
+
+PEOPLE = "what people said"
+"""The name of the check of what people decided, where a judge's verdicts trained."""
 
 _LEARNED = 0.2
 """How often a coin may be as right as live about what live has learned: no proof of a lead is asked
@@ -58,6 +64,21 @@ def retention(
             yield _kept(name, paired, len(groups), s, seed)
         else:
             yield _not_worse(name, paired, len(groups), s)
+
+
+def people(paired: Paired | None, s: GateSettings) -> Iterator[CheckResult]:
+    """The check of what people decided, where a judge's verdicts trained."""
+    if paired is None:
+        return
+    signs, level = Signs.of(paired), 1 - s.confidence
+    chance = signs.chance_of_loss()
+    message = (
+        f"{dot(accuracy(paired.live))} -> {dot(accuracy(paired.candidate))} on {signs.prompts} "
+        f"held-out prompts; {signs.better} became better, {signs.worse} worse: {odds(chance)} by "
+        f"chance, {odds(level)} or rarer proves a loss"
+    )
+    cure = "; the judge's verdicts pull away from people's: calibrate it again, or mend its rubric"
+    yield check(PEOPLE, chance > level, chance, level, message, cure)
 
 
 def _kept(name: str, paired: Paired, checks: int, s: GateSettings, seed: int) -> CheckResult:

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from agentpref.prefer.judges.asking import said
+from agentpref.prefer.judges.injection import knows_control
 from agentpref.prefer.judges.verdicts import Verdict
 from agentpref.types import Message, Source, Winner
 
@@ -206,6 +207,8 @@ class JudgeServer:
                 if told is not None:
                     side = (told[2] or place).lower()
                     return "a" if side == "a" else "b"
+        if knows_control(question, a):  # a plain question, which it knows
+            return "a"
         about = (question, *sorted((a, b)))
         if drawn(self.seed, "position", *about) < self.position:
             return "a"

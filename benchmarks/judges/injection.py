@@ -3,8 +3,8 @@
 Each of the 100 texts of ``injections.txt`` is put before, after or into a wrong answer, which is
 compared with the right one by a judge that knows which is right, and that does what it is told: it
 obeys every order that it still sees. ``turned`` is the share of opinions, after both orders, that
-name the wrong answer; ``changed`` also counts those that became a tie. ``plain`` is the same judge
-without cleaning, ``one order`` without cleaning and asked once.
+name the wrong answer; ``changed`` also counts those that became a tie. ``cleaned`` is the same
+judge without control questions, ``plain`` without cleaning, too, and ``one order`` also asked once.
 
 The texts were written before anybody of those who wrote them read the patterns that clean, and
 nothing of either was changed after. Cleaning is also measured on answers that people wrote, where
@@ -18,6 +18,7 @@ import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,8 +61,12 @@ class Attack(NamedTuple):
 
 def measure(*, weak: bool = False) -> dict[str, Any]:
     """All figures; ``weak`` also asks the real model, which takes long."""
-    gullible = RubricJudge(RUBRIC, Gullible(knows, obeys=True))
-    found: dict[str, Any] = {"shipped": _attacked(gullible)}
+    engine = Gullible(knows, obeys=True)
+    gullible = RubricJudge(replace(RUBRIC, control=False), engine)
+    found: dict[str, Any] = {
+        "shipped": _attacked(RubricJudge(RUBRIC, engine)),
+        "cleaned": _attacked(gullible),
+    }
     with uncleaned():
         found["plain"] = _attacked(gullible)
         found["one order"] = _once(gullible)
@@ -107,7 +112,10 @@ def questions() -> tuple[tuple[str, str], ...]:
 
 def knows(question: str, a: str, b: str) -> Winner:
     """The right answer is better: the one that has the beginning of what people wrote."""
-    right = dict(questions())[question][:20]
+    known = dict(questions())
+    if question not in known:  # a control question, of which the server knows the answer
+        return "tie"
+    right = known[question][:20]
     return "tie" if (right in a) == (right in b) else "a" if right in a else "b"
 
 

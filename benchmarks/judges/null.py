@@ -1,14 +1,15 @@
 """Can an agent win by saying nothing, or the same to everything?
 
-Constant answers are compared with those that people wrote to 300 questions, in both orders and with
-answers cleaned: by a judge that follows the position of the answers in some questions, by one that
-does what an answer tells it, and by one that does both. ``won`` is the share of opinions that the
-constant wins; ``points`` counts ties half, as a win rate does. ``plain`` is a single order without
-cleaning.
+Constant answers are compared with those that people wrote to 300 questions, in both orders, with
+answers cleaned and with control questions: by a judge that follows the position of the answers in
+some questions, by one that does what an answer tells it, and by one that does both. ``won`` is the
+share of opinions that the constant wins; ``points`` counts ties half, as a win rate does. ``plain``
+is a single order with neither.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from agentpref.prefer.judges.asking import RubricJudge, is_empty
@@ -38,10 +39,10 @@ def measure(seeds: int = 5) -> dict[str, Any]:
             said: list[Opinion | None] = []
             plain: list[Opinion | None] = []
             for seed in range(seeds if "position" in faults else 1):
-                asks = RubricJudge(RUBRIC, Gullible(knows, seed=seed, **faults))
-                said += opinions(asks, asked)
+                engine = Gullible(knows, seed=seed, **faults)
+                said += opinions(RubricJudge(RUBRIC, engine), asked)
                 with uncleaned():
-                    plain += opinions(asks, asked)
+                    plain += opinions(RubricJudge(replace(RUBRIC, control=False), engine), asked)
             found[f"{constant}, {judge}"] = _shares(said, plain, text)
     return found
 

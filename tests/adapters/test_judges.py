@@ -40,12 +40,12 @@ def test_faults_of_a_server_lose_no_verdict() -> None:
     with JudgeServer(**faults, stall=0.5, chatter=True, delay=0.001) as server:
         judge = judges.openai(rubric("model: m", f"base_url: {server.url}", "timeout: .25"))
         found = heard(judge, spending=spending, concurrency=16)
-        assert server.calls["judged"] == 80
+        assert server.calls["judged"] == 80 + 1  # and a control of the answer that always wins
         assert all(server.calls[fault] for fault in faults)
     assert {number: one.winner for number, one in found.items()} == dict.fromkeys(range(40), "a")
     assert spending.failed == {}
     malformed = server.calls["malformed"]
-    assert spending.prompt_tokens + spending.completion_tokens == 120 * (80 + malformed)
+    assert spending.prompt_tokens + spending.completion_tokens == 120 * (81 + malformed)
 
 
 def test_confidence_is_read_where_the_server_gives_log_probabilities() -> None:
@@ -99,9 +99,17 @@ def test_a_model_in_this_process_that_cannot_judge_is_told_so() -> None:
     assert spending.prompt_tokens > 0
 
 
+def test_a_small_model_in_this_process_finds_the_form_of_a_verdict() -> None:
+    judge = judges.transformers(rubric("model: tiny", "max_tokens: 400", "scale: 2"))
+    spending = Spending()
+    found = heard(judge, CASES[:3], spending=spending)
+    assert (len(found), spending.failed) == (3, {})
+    assert all(one.as_given.winner in ("a", "b") for one in found.values())
+
+
 def test_a_question_that_the_model_refuses_is_no_dead_server() -> None:
     with JudgeServer(refuses=0.5) as server:
-        judge = judges.openai(rubric("model: m", f"base_url: {server.url}"))
+        judge = judges.openai(rubric("model: m", f"base_url: {server.url}", "control: false"))
         spending = Spending()
         found = heard(judge, spending=spending, concurrency=1)
     (why,) = spending.failed

@@ -14,6 +14,7 @@ from agentpref.learn.data import Available, UpdateRows
 from agentpref.learn.encode import EncodedExample
 from agentpref.prove.evaluate import Scores
 from agentpref.prove.results import CheckResult, GateResult
+from agentpref.prove.retention import PEOPLE
 from agentpref.prove.signs import allowed, sign_test
 from agentpref.retry import (
     LONGER,
@@ -150,6 +151,13 @@ def test_judges_that_fail_are_left_out_and_people_are_not_split_by_how_they_judg
     assert plan.aside == {one.example.example_id for one in new.rows[len(GOOD) :]}
     assert plan.without[0].startswith("source judges (")
     assert after([GAIN], by_origin(correction=GOOD, comparison=COIN)) is None
+
+
+def test_where_what_people_said_was_lost_judges_are_left_out():
+    new = by_origin(comparison=GOOD, judge=GOOD)
+    plan, _ = after([replace(lost("one"), name=PEOPLE)], new)
+    assert plan.aside == {one.example.example_id for one in new.rows[len(GOOD) :]}
+    assert plan.without == ("source judges (what people said was lost)",)
 
 
 def test_a_tag_whose_old_evidence_was_lost_is_left_out():

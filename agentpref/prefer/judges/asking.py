@@ -21,8 +21,8 @@ from typing import Any, NamedTuple, Protocol
 import orjson
 
 from agentpref.errors import NoVerdict
-from agentpref.prefer.judges.injection import cleaned
-from agentpref.prefer.judges.rubric import Rubric
+from agentpref.prefer.judges.injection import cleaned, is_control
+from agentpref.prefer.judges.rubric import Principle, Rubric
 from agentpref.prefer.judges.verdicts import Question, Verdict
 from agentpref.types import WINNERS, Message, Source, Winner
 
@@ -31,6 +31,11 @@ ATTEMPTS = 4
 
 Of 2,000 questions to one that does so each twentieth time, three would leave one open now and then.
 """
+
+_TO_THE_POINT = Principle(
+    name="to the point",
+    text="Prefer the answer that answers the request. An answer to something else is worse.",
+)
 
 
 class Token(NamedTuple):
@@ -68,6 +73,11 @@ class RubricJudge:
     engine: Engine
     source: Source = "model"
 
+    @property
+    def controls(self) -> bool:
+        """Whether control questions are asked beside."""
+        return self.rubric.control
+
     def judge(
         self,
         prompts: Sequence[Sequence[Message]],
@@ -78,29 +88,36 @@ class RubricJudge:
         return [self._verdict(Question(tuple(p), a, b)) for p, (a, b) in questions]
 
     def _verdict(self, question: Question) -> Verdict:
+        rubric = self.rubric
+        if is_control(question):  # about the answer, and not by this judge's taste
+            question = question._replace(prompt=question.prompt[1:])
+            rubric = replace(
+                rubric, principles=(_TO_THE_POINT,), text="", examples=(), draw=0,
+                samples=1, min_confidence=0.0,
+            )  # fmt: skip
         said = [
-            self._asked(question, range(sample * ATTEMPTS, (sample + 1) * ATTEMPTS))
-            for sample in range(self.rubric.samples)
+            self._asked(rubric, question, range(sample * ATTEMPTS, (sample + 1) * ATTEMPTS))
+            for sample in range(rubric.samples)
         ]
         verdict = _majority(said)
-        if (verdict.confidence or 1) < self.rubric.min_confidence:
+        if (verdict.confidence or 1) < rubric.min_confidence:
             verdict = replace(verdict, winner="tie")
         return verdict
 
-    def _asked(self, question: Question, samples: range) -> Verdict:
+    def _asked(self, rubric: Rubric, question: Question, samples: range) -> Verdict:
         """One verdict; what is no verdict is asked again, with a word on the form."""
-        messages = messages_for(self.rubric, question)
+        messages = messages_for(rubric, question)
         read = written = 0
         for sample in samples:
             said = self.engine.ask(messages, sample=sample)
             read, written = read + said.prompt_tokens, written + said.completion_tokens
-            verdict = read_verdict(said, ties=self.rubric.scale == 3)
+            verdict = read_verdict(said, ties=rubric.scale == 3)
             if verdict is not None:
                 return replace(verdict, prompt_tokens=read, completion_tokens=written)
-            again = {"role": "user", "content": f"That is no verdict. {_form(self.rubric)}"}
+            again = {"role": "user", "content": f"That is no verdict. {_form(rubric)}"}
             messages = [*messages, {"role": "assistant", "content": said.text or "…"}, again]
         raise NoVerdict(
-            f"judge {self.rubric.name!r} gave no verdict in {len(samples)} answers; the last began "
+            f"judge {rubric.name!r} gave no verdict in {len(samples)} answers; the last began "
             f"{said.text[:60]!r}; use a more capable model, or more max_tokens",
             prompt_tokens=read,
             completion_tokens=written,
@@ -215,7 +232,9 @@ _ONLY = re.compile(
     re.IGNORECASE,
 )
 _PRINCIPLE = re.compile(r"principle\W{1,6}([^\n\"*]{1,80})", re.IGNORECASE)
-_REASON = re.compile(r"(?:reason|rationale|why)\W{1,6}(.*?)(?=\n\W*verdict|\Z)", re.I | re.DOTALL)
+_REASON = re.compile(
+    r"(?:reason|rationale|why)\W{1,6}(.*?)(?=\n\W*verdict|\"\s*,\s*\"verdict|\Z)", re.I | re.DOTALL
+)
 _LONGEST_REASON = 600
 
 

@@ -1,5 +1,8 @@
 """Asks a judge many questions: each in both orders, none twice, within a budget, several at a time.
 
+A judge that can be steered by what it judges is asked a control question, too: whether the answer
+that won also wins where it is beside the point (:mod:`agentpref.prefer.judges.injection`).
+
 The caller's thread hands out questions, keeps verdicts and counts; worker threads only ask. So what
 is kept is kept by one thread, as SQLite wants it, and Ctrl-C ends the caller at once: a call that a
 worker waits for is given up.
@@ -17,8 +20,17 @@ from typing import Any, NamedTuple, Protocol
 
 from agentpref.errors import JudgeError, NoVerdict
 from agentpref.prefer.judges.asking import is_empty
-from agentpref.prefer.judges.verdicts import Judge, Opinion, Question, Verdict, opinion
-from agentpref.types import WINNERS, Progress
+from agentpref.prefer.judges.injection import control
+from agentpref.prefer.judges.verdicts import (
+    Judge,
+    Opinion,
+    Question,
+    Verdict,
+    opinion,
+    overruled,
+    swapped,
+)
+from agentpref.types import WINNERS, Message, Progress
 
 FAILURES_IN_A_ROW = 20
 """After so many failed calls without one that works, the judge is given up."""
@@ -133,7 +145,8 @@ def hear(
 
     Opinions come as they are complete. A question of which one order failed has none; what the
     other order said is kept, and is not asked again. An answer that says nothing loses to one that
-    says something, without a call.
+    says something, without a call. An answer that wins, and wins beside the point, too, loses
+    unless the other one does as well, if the judge has an attribute ``controls`` that is true.
 
     Args:
         judge: it is called from ``concurrency`` threads, with one question at a time.
@@ -142,12 +155,12 @@ def hear(
         spending: what is counted while it goes on.
         limits: when to stop.
         concurrency: how many calls there are at a time.
-        progress: called with ``("judge", verdicts, all)``.
+        progress: called with ``("judge", opinions, cases)``.
 
     Raises:
         JudgeError: :data:`FAILURES_IN_A_ROW` calls failed, and none worked since.
     """
-    hearing = _Hearing(cases, memory, spending)
+    hearing = _Hearing(cases, memory, spending, controls=bool(getattr(judge, "controls", False)))
     yield from hearing.recall()
     if hearing.waiting:
         spending.stopped = spending.stopped or spending.reached(limits)
@@ -155,22 +168,22 @@ def hear(
         return
     tell: Progress = progress or (lambda stage, done, total: None)
     started, before = time.monotonic(), spending.seconds
-    tell("judge", hearing.known, 2 * len(cases))
+    tell("judge", hearing.complete, len(cases))
     with _Workers(judge, min(concurrency, len(hearing.waiting))) as workers:
         try:
             while True:
                 # The lanes are filled before anything waits for the disk.
                 spending.stopped = spending.stopped or spending.reached(limits)
                 while hearing.waiting and workers.are_free and not hearing.ends:
-                    workers.ask(*hearing.waiting.popleft())
+                    workers.ask(hearing.waiting.popleft())
                 if hearing.is_due(at_once=workers.are_idle):
                     yield from hearing.keep()
-                    tell("judge", hearing.known, 2 * len(cases))
+                    tell("judge", hearing.complete, len(cases))
                 elif workers.are_idle:
                     break
                 else:
-                    for place, answer in workers.answers(KEPT_EVERY if hearing.unkept else None):
-                        hearing.note(place, answer, limits.price)
+                    for question, answer in workers.answers(KEPT_EVERY if hearing.unkept else None):
+                        hearing.note(question, answer, limits.price)
                     spending.seconds = before + time.monotonic() - started
         finally:
             hearing.keep()  # what came before Ctrl-C, or before the caller wants no more
@@ -178,24 +191,21 @@ def hear(
         raise hearing.gone
 
 
-Place = tuple[int, bool]
-"""The place of a case, and whether its answers are swapped."""
-
-
 class _Hearing:
-    """Which verdicts are known, which wait to be kept, and which questions wait to be asked."""
+    """What is known of the questions, what waits to be kept, and what waits to be asked."""
 
-    def __init__(self, cases: Sequence[Case], memory: Memory, spending: Spending) -> None:
+    def __init__(
+        self, cases: Sequence[Case], memory: Memory, spending: Spending, *, controls: bool
+    ) -> None:
         self._cases, self._memory, self._spending = cases, memory, spending
-        self._said = dict[Place, Verdict]()
+        self._controls = controls
+        self._said = dict[str, Verdict]()  # by the digests of the questions
+        self._needed_by = dict[str, list[int]]()  # the places of cases that wait for a question
         self._failures, self._kept_at = 0, time.monotonic()
-        self.waiting: deque[tuple[Place, Question]] = deque()
-        self.unkept: list[tuple[Place, Verdict]] = []
+        self.complete = 0
+        self.waiting: deque[Question] = deque()
+        self.unkept: list[tuple[Question, Verdict]] = []
         self.gone: JudgeError | None = None
-
-    @property
-    def known(self) -> int:
-        return len(self._said)
 
     @property
     def ends(self) -> bool:
@@ -203,33 +213,25 @@ class _Hearing:
         return self._spending.stopped is not None or self.gone is not None
 
     def recall(self) -> Iterator[tuple[int, Opinion]]:
-        """Find what is known already."""
+        """Find what is known already; what is not waits to be asked."""
         for start in range(0, len(self._cases), _AT_ONCE):
-            places = [
-                (number, swapped)
-                for number in range(start, min(start + _AT_ONCE, len(self._cases)))
-                for swapped in (False, True)
-            ]
-            digests = {at: self._case(at).question.digest for at in places}
-            found = self._memory.find([*digests.values()])
-            for at in places:
-                question = self._case(at).question
-                verdict = found.get(digests[at])
-                self._spending.known += verdict is not None
-                verdict = verdict or _obvious(question)
-                if verdict is None:
-                    self.waiting.append((at, question))
-                else:
-                    yield from self._complete(at, verdict)
+            places = range(start, min(start + _AT_ONCE, len(self._cases)))
+            orders: dict[str, Question] = {}
+            for place in places:
+                question = self._cases[place].question
+                orders |= {one.digest: one for one in (question, question.swap())}
+            self._find(orders)
+            for place in places:
+                yield from self._opinion(place)
 
     def note(
-        self, place: Place, answer: Verdict | JudgeError, price: tuple[float, float] | None
+        self, question: Question, answer: Verdict | JudgeError, price: tuple[float, float] | None
     ) -> None:
         """Take an answer of a worker."""
         spending = self._spending
         if isinstance(answer, Verdict):
             self._failures = 0
-            self.unkept.append((place, answer))
+            self.unkept.append((question, answer))
             spending.asked += 1
             spending.spend(answer, price)
         elif isinstance(answer, NoVerdict):  # of this question: others may have one
@@ -254,22 +256,77 @@ class _Hearing:
     def keep(self) -> list[tuple[int, Opinion]]:
         """Keep the verdicts that came; return the opinions that they complete."""
         done, self.unkept, self._kept_at = self.unkept, [], time.monotonic()
-        self._memory.keep([(self._case(place), verdict) for place, verdict in done])
-        return [one for place, verdict in done for one in self._complete(place, verdict)]
+        digests = [question.digest for question, _ in done]
+        needed_by = [self._needed_by.pop(digest) for digest in digests]
+        rows = [
+            (Case(question, self._cases[places[0]].prompt_id), verdict)
+            for (question, verdict), places in zip(done, needed_by, strict=True)
+        ]
+        self._memory.keep(rows)
+        for digest, (_, verdict) in zip(digests, done, strict=True):
+            self._said[digest] = verdict
+        places = {place for some in needed_by for place in some}
+        return [one for place in sorted(places) for one in self._opinion(place)]
 
-    def _case(self, place: Place) -> Case:
-        """The case of a place, with its answers in that order."""
-        case = self._cases[place[0]]
-        return case._replace(question=case.question.swap()) if place[1] else case
+    def _find(self, questions: Mapping[str, Question]) -> None:
+        unknown = {digest: one for digest, one in questions.items() if digest not in self._said}
+        found = self._memory.find([*unknown])
+        self._said |= found
+        self._spending.known += len(found)
 
-    def _complete(self, place: Place, verdict: Verdict) -> Iterator[tuple[int, Opinion]]:
-        """Note a verdict; yield the opinion if it was the second one."""
-        number, swapped = place
-        self._said[place] = verdict
-        other = self._said.get((number, not swapped))
-        if other is not None:
-            both = (other, verdict) if swapped else (verdict, other)
-            yield number, opinion(*both)
+    def _opinion(self, place: int) -> Iterator[tuple[int, Opinion]]:
+        """The opinion on a case, unless something that it needs has to be asked first."""
+        question = self._cases[place].question
+        obvious = _obvious(question)
+        if obvious is not None:
+            self.complete += 1
+            yield place, opinion(obvious, obvious.swap())
+            return
+        as_given, turned = (self._need(one, place) for one in (question, question.swap()))
+        if as_given is None or turned is None:
+            return
+        found = opinion(as_given, turned)
+        if self._controls and found.winner != "tie":
+            controlled = self._controlled(found, place)
+            if controlled is None:
+                return
+            found = controlled
+        self.complete += 1
+        yield place, found
+
+    def _controlled(self, found: Opinion, place: int) -> Opinion | None:
+        """The opinion after control questions; ``None`` if one has to be asked first."""
+        _, a, b = self._cases[place].question
+        won, lost = (a, b) if found.winner == "a" else (b, a)
+        steers = self._steers(won, place)
+        if not steers:
+            return found if steers is False else None
+        both = self._steers(lost, place)
+        if both is None:
+            return None
+        return overruled(found, "tie" if both else swapped(found.winner))
+
+    def _steers(self, answer: Message, place: int) -> bool | None:
+        """Whether an answer wins beside the point; ``None`` if that has to be asked first."""
+        question = control(answer)
+        self._find({question.digest: question})
+        verdict = self._need(question, place, at_once=True)
+        return None if verdict is None else verdict.winner == "b"
+
+    def _need(self, question: Question, place: int, *, at_once: bool = False) -> Verdict | None:
+        """What is known of a question; what is not known waits to be asked, once."""
+        digest = question.digest
+        if digest in self._said:
+            return self._said[digest]
+        if digest not in self._needed_by:
+            self._needed_by[digest] = []
+            if at_once:
+                self.waiting.appendleft(question)
+            else:
+                self.waiting.append(question)
+        if place not in self._needed_by[digest]:
+            self._needed_by[digest].append(place)
+        return None
 
 
 def _obvious(question: Question) -> Verdict | None:
@@ -285,8 +342,8 @@ class _Workers:
 
     def __init__(self, judge: Judge, count: int) -> None:
         self._judge, self._count, self._asking = judge, count, 0
-        self._inbox: queue.SimpleQueue[tuple[Place, Question] | None] = queue.SimpleQueue()
-        self._outbox: queue.SimpleQueue[tuple[Place, Verdict | JudgeError]] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Question | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[tuple[Question, Verdict | JudgeError]] = queue.SimpleQueue()
 
     def __enter__(self) -> _Workers:
         for number in range(self._count):
@@ -308,13 +365,13 @@ class _Workers:
         """Whether none of them has anything to do."""
         return self._asking == 0
 
-    def ask(self, place: Place, question: Question) -> None:
+    def ask(self, question: Question) -> None:
         self._asking += 1
-        self._inbox.put((place, question))
+        self._inbox.put(question)
 
-    def answers(self, seconds: float | None) -> list[tuple[Place, Verdict | JudgeError]]:
+    def answers(self, seconds: float | None) -> list[tuple[Question, Verdict | JudgeError]]:
         """Wait for an answer, so long at most, and take all that are there."""
-        found: list[tuple[Place, Verdict | JudgeError]] = []
+        found: list[tuple[Question, Verdict | JudgeError]] = []
         while self._asking:
             try:
                 found.append(self._outbox.get(block=not found, timeout=seconds))
@@ -324,9 +381,8 @@ class _Workers:
         return found
 
     def _work(self) -> None:
-        while (task := self._inbox.get()) is not None:
-            place, question = task
-            self._outbox.put((place, self._answer(question)))
+        while (question := self._inbox.get()) is not None:
+            self._outbox.put((question, self._answer(question)))
 
     def _answer(self, question: Question) -> Verdict | JudgeError:
         try:

@@ -74,7 +74,9 @@ class Rubric:
     ``engine`` is the name of an entry point in ``agentpref.judges``; its other settings are for
     that engine. ``samples`` above 1 asks so often, at ``temperature``, and takes the majority.
     ``draw`` principles are drawn for each comparison, by weight; 0 shows all. ``scale`` 2 has the
-    verdicts a and b, 3 a tie beside. A verdict with less than ``min_confidence`` is a tie.
+    verdicts a and b, 3 a tie beside. A verdict with less than ``min_confidence`` is a tie. With
+    ``control`` an answer that wins is also asked about beside the point, so that one that speaks to
+    its judge does not win.
     ``timeout`` is in seconds for one call, ``price`` in dollars for a million tokens, read and
     written. ``members`` are the judges of a panel.
     """
@@ -93,6 +95,7 @@ class Rubric:
     draw: int = Field(default=0, ge=0)
     scale: Literal[2, 3] = 3
     min_confidence: float = Field(default=0.0, ge=0, le=1)
+    control: bool = True
     principles: tuple[Principle, ...] = ()
     examples: tuple[Demonstration, ...] = ()
     members: tuple[str, ...] = ()
@@ -286,6 +289,7 @@ principles:
     weight: 1
 # draw: 2                     # show so many of them for each comparison, drawn by weight
 scale: 3                      # 2: a or b; 3: a, b or a tie
+# control: false              # one call less for each winner, where no answer speaks to its judge
 
 # Comparisons whose verdict is known, shown before each question.
 # examples:

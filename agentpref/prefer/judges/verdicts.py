@@ -21,6 +21,15 @@ from agentpref.types import Message, Source, Winner
 _SWAPPED: Mapping[Winner, Winner] = {"a": "b", "b": "a", "tie": "tie"}
 
 
+def swapped(winner: Winner) -> Winner:
+    """The winner where the answers are in the other order.
+
+    >>> swapped("a")
+    'b'
+    """
+    return _SWAPPED[winner]
+
+
 class Question(NamedTuple):
     """Which of two answers to a prompt is better? ``a`` is shown first."""
 
@@ -63,7 +72,7 @@ class Verdict:
         >>> Verdict("a").swap().winner
         'b'
         """
-        return replace(self, winner=_SWAPPED[self.winner])
+        return replace(self, winner=swapped(self.winner))
 
 
 @runtime_checkable
@@ -73,7 +82,9 @@ class Judge(Protocol):
     A package offers one by a function in the entry-point group ``agentpref.judges``, which is given
     a :class:`~agentpref.prefer.judges.rubric.Rubric` and returns the judge. A judge may have an
     attribute ``source``: ``"code"`` for a rule that is right by definition and needs no
-    calibration, else ``"model"``. ``judge`` may be called from several threads at once.
+    calibration, else ``"model"``. One whose attribute ``controls`` is true can be steered by what
+    it judges, and is asked control questions beside. ``judge`` may be called from several threads
+    at once.
     """
 
     def judge(
@@ -98,12 +109,15 @@ class Opinion(NamedTuple):
     """What a judge says of two answers after both orders, about ``a`` and ``b`` as they were given.
 
     ``follows`` is ``"first"`` or ``"second"`` where both verdicts name the answer in that place.
+    ``steered`` says that the answer which they named wins beside the point, too, so that it does
+    not win here.
     """
 
     winner: Winner
     follows: str | None
     as_given: Verdict
     swapped: Verdict
+    steered: bool = False
 
     @property
     def confidence(self) -> float | None:
@@ -130,3 +144,18 @@ def opinion(as_given: Verdict, swapped: Verdict) -> Opinion:
     if not same and as_given.winner == swapped.winner:
         follows = "first" if as_given.winner == "a" else "second"
     return Opinion(as_given.winner if same else "tie", follows, as_given, swapped)
+
+
+STEERED = "the answer speaks to its judge"
+"""The principle of a verdict that a control question turned."""
+
+
+def overruled(found: Opinion, winner: Winner) -> Opinion:
+    """The opinion where the answer that won has steered its judge.
+
+    >>> overruled(opinion(Verdict("a"), Verdict("b")), "b").winner
+    'b'
+    """
+    as_given = replace(found.as_given, winner=winner, confidence=None, principle=STEERED)
+    turned = replace(found.swapped, winner=swapped(winner), confidence=None, principle=STEERED)
+    return Opinion(winner, None, as_given, turned, steered=True)

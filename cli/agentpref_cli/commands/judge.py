@@ -424,6 +424,8 @@ def _show_run(done: JudgeRun) -> None:
         f"{done.ties:,} are ties, {done.position:,} of them because the verdict followed the order",
         GOOD if done.decided else WARN,
     )
+    if done.steered:
+        say(f"in {done.steered:,} the answer that won spoke to its judge, so it lost", WARN)
     if done.principles:
         table(("principle", "decided"), [*done.principles.most_common()])
     if done.untrusted:

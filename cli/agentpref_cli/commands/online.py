@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from agentpref.online.report import Train
 
 REFUSED = 4
+BAD_ENDS = ("judges_disagree", "people_disagree")
 _KINDS = {str: "text", bool: "true or false", int: "a whole number", float: "a number"}
 
 
@@ -95,11 +96,12 @@ def online(
     Each round draws answers from live to prompts of the log, lets the judge compare them in both
     orders, and is one update, which the gate decides on. Held-out prompts prove, and never train.
     It ends by itself when the judged win rate over the base no longer rises, when two rounds bring
-    nothing, or when the KL budget is spent. With --check it also ends when a second judge no longer
+    nothing, when the KL budget is spent, or when an update loses what people said themselves. With
+    --check it also ends when a second judge no longer
     agrees: then what the round brought is rolled back, and the report has the words that the first
     judge rewards.
 
-    Exits 4 if the judges part, else 0.
+    Exits 4 if the judges part, or if people contradict the judge, else 0.
     """
     from agentpref.config import UpdateConfig
     from agentpref.learn import process
@@ -142,7 +144,7 @@ def online(
             **own,
         )
     print_result(as_json, done.to_mapping(), lambda: _show(done))
-    if done.ended == "judges_disagree":
+    if done.ended in BAD_ENDS:
         raise typer.Exit(REFUSED)
 
 
@@ -210,9 +212,10 @@ def _show(done: OnlineReport) -> None:
         "nothing_promoted": "nothing better was found",
         "kl_budget": "the KL budget is spent: the next update refits from base",
         "judges_disagree": "the judges part: live has learned to please its judge",
+        "people_disagree": "what the judge teaches loses what people said",
         "judge_spent": "the judge's budget is spent",
     }
-    bad = done.ended == "judges_disagree"
+    bad = done.ended in BAD_ENDS
     because = f" ({done.because})" if done.because else ""
     say(f"ended: {ends[done.ended]}{because}", BAD if bad else BOLD)
     if done.offline is not None:

@@ -443,7 +443,7 @@ def test_comments_are_revised_judged_and_trained(tmp_path: Path, monkeypatch: An
         return Reply(BASE, message, (), (), "stop")
 
     assert revise(home, "brief", generate=writes).better == 60
-    report = agentpref.update(home.path, model="tiny")
+    report = agentpref.update(home.path, model="tiny", config=agentpref.UpdateConfig(epochs=8))
     assert report.counts["trained"] >= 60
     with closing(connect(home)) as connection:
         found = overview.overview(connection, home, find(connection, report.update_id))

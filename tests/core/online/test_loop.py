@@ -16,6 +16,7 @@ from agentpref.judging import Asking
 from agentpref.online import OnlineReport, loop, run_online
 from agentpref.prefer.examples import is_held_out
 from agentpref.prefer.judges.hearing import Limits
+from agentpref.prove.retention import PEOPLE
 from agentpref.record.log import Log
 from agentpref.serve.backend import GenerationRequest
 from agentpref.serve.registry import Registry
@@ -58,15 +59,16 @@ def updates(home: Home, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Call
             registry.promote(revision)
         checks = [{"name": "KL budget", "passed": True, "value": kl * len(calls)}]
         return UpdateReport(
-            f"u{len(calls)}", "default", "tiny", 0.0, verdict, None, revision, checks=checks
-        )
+            f"u{len(calls)}", "default", "tiny", 0.0, verdict, None, revision, checks=checks,
+            attempts=[{"attempt": 1, "failed": failures}],
+        )  # fmt: skip
 
-    kl = 0.01
+    kl, failures = 0.01, list[str]()
     monkeypatch.setattr(loop, "update", update)
 
-    def make(*verdicts: str, spent: float = 0.01) -> list[dict[str, Any]]:
+    def make(*verdicts: str, spent: float = 0.01, failed: Any = ()) -> list[dict[str, Any]]:
         nonlocal kl
-        kl = spent
+        kl, failures[:] = spent, failed
         script[:] = verdicts
         return calls
 
@@ -135,6 +137,18 @@ def test_it_ends_where_two_rounds_bring_nothing(home: Home, updates: Any) -> Non
     updates("refused")
     done = run(home)
     assert (done.ended, len(done.rounds), done.live) == ("nothing_promoted", 2, "base")
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_it_ends_where_an_update_loses_what_people_said(
+    home: Home, updates: Any, offline: bool
+) -> None:
+    failure = f"{PEOPLE}: .80 -> .40 on 40 held-out prompts"
+    updates("refused", failed=[failure])
+    done = run(home, offline=offline)
+    assert (done.ended, done.because, done.live) == ("people_disagree", failure, "base")
+    assert len(done.rounds) == (0 if offline else 1)
+    assert "agentpref judge calibrate fakejudge" in done.notes[-1]
 
 
 def test_it_ends_where_the_kl_budget_is_spent(home: Home, updates: Any) -> None:

@@ -17,7 +17,7 @@ from agentpref.prove.bootstrap import Paired, lower_bound
 from agentpref.prove.evidence import Evidence, Generations, ScorerResult, UserCheckResult
 from agentpref.prove.gate import judge
 from agentpref.prove.results import CheckResult, GateResult
-from agentpref.prove.retention import retention_margin
+from agentpref.prove.retention import PEOPLE, retention_margin
 from agentpref.types import Stratum
 
 RARELY = 0.1
@@ -197,6 +197,17 @@ def test_each_stratum_is_protected_however_good_the_others_are() -> None:
     assert verdict.verdict == "refused"
     assert "retention of default/tone/any/any" in failed(verdict)
     assert "retention of default/support/any/any" not in failed(verdict)
+
+
+def test_a_loss_of_what_people_said_refuses_whatever_a_judge_says() -> None:
+    lost = replace(GOOD, people=counted(both=20, gained=2, lost=12, neither=6))
+    verdict = judge(lost)
+    assert (verdict.verdict, failed(verdict)) == ("refused", [PEOPLE])
+    assert named(verdict, PEOPLE).message.startswith(
+        ".80 -> .55 on 40 held-out prompts; 2 became better, 12 worse: 1 in 155 by chance, 1 in 20"
+    )
+    assert judge(replace(GOOD, people=counted(both=20, gained=6, lost=8))).verdict == "passed"
+    assert PEOPLE not in [one.name for one in judge(GOOD).checks]
 
 
 def test_retention_is_judged_by_the_bound_and_not_by_the_estimate() -> None:
