@@ -257,6 +257,10 @@ class UncalibratedJudge(JudgeError):
     """Nobody knows how right a judge is, or it is no better than chance."""
 
 
+class RewardError(AgentprefError):
+    """A reward model cannot be fitted, is not there, or cannot score."""
+
+
 class ServingError(AgentprefError):
     """A problem with serving."""
 

@@ -82,6 +82,11 @@ class Home(Reads):
         return self.path / "judges"
 
     @property
+    def rewards(self) -> Path:
+        """The folder of reward models and their features; missing if there are none."""
+        return self.path / "rewards"
+
+    @property
     def training(self) -> Path:
         """The folder of interrupted updates; missing if there are none."""
         return self.path / "training"

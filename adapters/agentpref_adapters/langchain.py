@@ -54,7 +54,7 @@ from agentpref_adapters._langchain_messages import first_id, openai_messages
 
 __all__ = ["AgentprefCallback", "AgentprefChatModel", "CallbackCounts"]
 
-_SAMPLING = ("max_tokens", "temperature", "top_p", "seed")
+_SAMPLING = ("max_tokens", "temperature", "top_p", "seed", "best_of")
 _PER_CALL = (*_SAMPLING, "tools", "tool_choice", "response_format", "thread_id")
 # What LangChain passes along: its own switch, and a setting of OpenAI's that is always on here.
 _PASSED = ("stream", "strict")
@@ -80,6 +80,8 @@ class AgentprefChatModel(BaseChatModel):
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int | None = None
+    best_of: int = 1
+    """Of so many answers the best one, where the router's backend has a reward model."""
     stop: list[str] | None = None
     """Strings that end an answer, where a call names none."""
     thread_id: str | None = None
@@ -234,6 +236,8 @@ class AgentprefChatModel(BaseChatModel):
             "token_ids": list(reply.token_ids),
             "logprobs": list(reply.logprobs),
         }
+        if reply.score is not None:
+            said["score"] = reply.score
         usage = None
         if (read := reply.prompt_tokens) is not None:
             wrote = len(reply.token_ids)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
@@ -90,19 +90,20 @@ class Route:
 
     def states(self, model: Any, batch: Batch) -> Tensor:
         """Compute what predicts each token: ``[N, d]`` hidden states or ``[N, vocabulary]``."""
+        if self.head is not None:
+            return self.hidden(model, batch).flatten(0, 1).index_select(0, batch.where)
+        with self._mixed(model):
+            return _own_logits(model, _inputs(model, batch), batch)
+
+    def hidden(self, model: Any, batch: Batch) -> Tensor:
+        """Compute the last layer's states, ``[sequences, T, d]``."""
+        with self._mixed(model):
+            return _causal(model).base_model(**_inputs(model, batch)).last_hidden_state  # type: ignore[no-any-return]
+
+    def _mixed(self, model: Any) -> AbstractContextManager[object]:
         from agentpref.learn.precision import mixed
 
-        inputs = {
-            "input_ids": batch.ids,
-            "attention_mask": _mask(batch.mask, model.dtype),
-            "position_ids": batch.positions,
-            "use_cache": False,
-        }
-        with mixed(model) if self.mixes else nullcontext():
-            if self.head is None:
-                return _own_logits(model, inputs, batch)
-            states = _causal(model).base_model(**inputs).last_hidden_state
-            return states.flatten(0, 1).index_select(0, batch.where)  # type: ignore[no-any-return]
+        return mixed(model) if self.mixes else nullcontext()
 
     def read(
         self, states: Tensor, batch: Batch, *, live: Tensor | None = None, collision: bool = False
@@ -355,6 +356,15 @@ def _with_our_attention(model: Any) -> bool:
         attention.register()
         _causal(model).set_attn_implementation(attention.NAME)
     return bool(model.config._attn_implementation == attention.NAME)
+
+
+def _inputs(model: Any, batch: Batch) -> dict[str, Any]:
+    return {
+        "input_ids": batch.ids,
+        "attention_mask": _mask(batch.mask, model.dtype),
+        "position_ids": batch.positions,
+        "use_cache": False,
+    }
 
 
 def _causal(model: Any) -> Any:

@@ -34,6 +34,9 @@ MAX_TOKENS = 1 << 17
 MAX_CHARACTERS = 8_000_000
 """The most characters that the messages and tools of one request may have together."""
 
+MAX_BEST_OF = 64
+"""Of how many answers, at most, one request may ask for the best."""
+
 MAX_STOPS = 32
 """The most stop strings of one request."""
 
@@ -82,6 +85,9 @@ class GenerationRequest:
     "json_schema": {"name": …, "schema": {…}}}``. The engine enforces both; where a model may also
     call tools, its answer is calls or JSON.
 
+    ``best_of`` asks for the best of so many answers by a reward model; see
+    :mod:`agentpref.serve.best`.
+
     Raises:
         InvalidMessage: there is no message, or one has not the shape of a message.
         ConfigError: a setting has the wrong type, or is out of range.
@@ -97,6 +103,7 @@ class GenerationRequest:
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
     tool_choice: str = "auto"
     response_format: Mapping[str, Any] | None = None
+    best_of: int = 1
 
     def __post_init__(self) -> None:
         check_shapes(self.messages)
@@ -125,6 +132,11 @@ class GenerationRequest:
                 f"a list of at most {MAX_STOPS} strings that are not empty, such as ['END']",
             ),
             (
+                "best_of",
+                _is(Integral, self.best_of) and 1 <= self.best_of <= MAX_BEST_OF,
+                f"a whole number from 1 to {MAX_BEST_OF}",
+            ),
+            (
                 "chat_template_kwargs",
                 isinstance(self.chat_template_kwargs, Mapping),
                 "a mapping of names to values",
@@ -133,6 +145,11 @@ class GenerationRequest:
             if not is_allowed:
                 value = described(getattr(self, name))
                 raise ConfigError(f"{name} is {value}, but must be {allowed}")
+        if self.best_of > 1 and not self.temperature:
+            raise ConfigError(
+                f"best_of is {self.best_of} with temperature 0, which writes one answer "
+                f"{self.best_of} times; set temperature to .8, say"
+            )
         _check_tool_choice(self.tool_choice, self.tools)
         _check_response_format(self.response_format)
         if self.tool_choice == "none":
@@ -204,8 +221,14 @@ def encode_request(request: GenerationRequest, template: ChatTemplate, model: st
     """The tokens to continue for a request: those that training has for the same messages.
 
     Raises:
+        ConfigError: it asks for the best of several answers, which an engine does not choose.
         GenerationFailed: the chat template does not render the messages, or loses some of them.
     """
+    if request.best_of > 1:
+        raise ConfigError(
+            f"best_of is {request.best_of}, which needs a reward model; wrap the backend in "
+            "agentpref.serve.best.BestOf, or start the gateway with --reward"
+        )
     template.require_arguments(request.chat_template_kwargs)
     prompt = Prompt("", request.messages, request.tools, request.chat_template_kwargs)
     try:
@@ -246,7 +269,8 @@ def reads_calls(request: GenerationRequest) -> bool:
 class Reply:
     """The answer of one revision. ``logprobs`` are natural logs, one per token of ``token_ids``.
 
-    ``prompt_tokens`` is how many tokens the engine was given, where it says so.
+    ``prompt_tokens`` is how many tokens the engine was given, where it says so. ``score`` is what
+    the best of several answers was chosen by.
     """
 
     revision: str
@@ -255,6 +279,7 @@ class Reply:
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
     prompt_tokens: int | None = None
+    score: float | None = None
 
 
 class AnswerStream:

@@ -27,6 +27,7 @@ _UNSAID: Mapping[str, Any] = {
     "chat_template_kwargs": {},
     "tool_choice": "auto",
     "response_format": None,
+    "best_of": 1,
 }
 _SETTINGS = (*_SAMPLING, *_UNSAID)
 
@@ -94,8 +95,8 @@ class Chat:
             tags: domains; pairs made from this run belong to the first.
             metadata: anything else.
             sampling: ``max_tokens``, ``temperature``, ``top_p``, ``seed``, ``stop``,
-                ``chat_template_kwargs``, ``tool_choice`` and ``response_format``, as in
-                :class:`~agentpref.serve.backend.GenerationRequest`.
+                ``chat_template_kwargs``, ``tool_choice``, ``response_format`` and ``best_of``, as
+                in :class:`~agentpref.serve.backend.GenerationRequest`.
 
         Raises:
             InvalidMessage: there is no message, or one has not the shape of a message.
@@ -158,6 +159,7 @@ class Chat:
         metadata: Mapping[str, Any] | None,
         **about: Any,
     ) -> ChatReply:
+        scored = {} if reply.score is None else {"score": reply.score}
         run_id = self.log.record(
             request.messages,
             reply.message,
@@ -167,7 +169,7 @@ class Chat:
             params=_params(request),
             token_ids=reply.token_ids,
             logprobs=reply.logprobs,
-            metadata={"finish_reason": reply.finish_reason, **(metadata or {})},
+            metadata={"finish_reason": reply.finish_reason, **scored, **(metadata or {})},
             **about,
         )
         return ChatReply(run_id, reply.revision, reply.message, reply.finish_reason)

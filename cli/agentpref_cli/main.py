@@ -30,6 +30,7 @@ from agentpref_cli.commands import (
     keys,
     online,
     report,
+    reward,
     runs,
     schedule,
     serve,
@@ -168,6 +169,7 @@ app.command("updates", short_help="List the updates, the newest first.")(updates
 app.command("report", short_help="Show an update and the gate's verdict on it.")(report.report)
 app.command("eval", short_help="Score revisions on held-out examples or a file.")(eval.evaluate)
 app.add_typer(judge.app, name="judge", short_help="Let a model compare answers.")
+app.add_typer(reward.app, name="reward", short_help="Model what people prefer; best-of-N.")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(gateway.app, name="gateway", short_help="Serve apps that speak OpenAI's API.")
 app.command("serve", short_help="Serve the live revision through vLLM.")(serve.serve)

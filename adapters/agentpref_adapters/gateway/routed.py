@@ -33,7 +33,7 @@ _KNOWN = frozenset({
     "model", "messages", "tools", "stream", "stream_options", "max_tokens",
     "max_completion_tokens", "temperature", "top_p", "seed", "stop", "n", "logprobs", "user",
     "metadata", "tool_choice", "response_format", "chat_template_kwargs", "safety_identifier",
-    "prompt_cache_key",
+    "prompt_cache_key", "best_of",
 })  # fmt: skip
 
 
@@ -133,6 +133,7 @@ class Routed:
             "temperature": body.get("temperature"),
             "top_p": body.get("top_p"),
             "seed": body.get("seed"),
+            "best_of": body.get("best_of"),
             "tool_choice": _tool_choice(body.get("tool_choice")),
             "response_format": body.get("response_format"),
             "chat_template_kwargs": body.get("chat_template_kwargs"),
@@ -192,6 +193,7 @@ class _Routing:
                 "message": dict(reply.message),
                 "finish_reason": _reason(reply),
                 "logprobs": self._logprobs(reply),
+                **({} if reply.score is None else {"score": reply.score}),
             }
             for index, reply in sorted(self._replies.items())
         ]

@@ -15,7 +15,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, nullcontext
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,7 +88,12 @@ def expire(
     place = Home.open(home)
     now = time.time()
     before = now - older_than
-    with rehearsal(place) if dry_run else removal(place, progress) as connection:
+    with ExitStack() as stack:
+        if dry_run:
+            connection = stack.enter_context(rehearsal(place))
+        else:
+            idle = not _any_older(place, before)
+            connection = stack.enter_context(removal(place, progress, keeps_rewards=idle))
         if not force:
             _require_plausible_clock(connection, now, before)
         if not dry_run:
@@ -96,6 +101,12 @@ def expire(
         with transaction(connection):
             choose(connection, "created_at < :before", "0", {"before": before})
             return delete(connection)
+
+
+def _any_older(home: Home, before: float) -> bool:
+    query = "SELECT 1 FROM run WHERE created_at < ? LIMIT 1"
+    with translated(home), closing(connect(home, readonly=True)) as connection:
+        return connection.execute(query, (before,)).fetchone() is not None
 
 
 def _require_plausible_clock(connection: sqlite3.Connection, now: float, before: float) -> None:
@@ -116,13 +127,20 @@ def _require_plausible_clock(connection: sqlite3.Connection, now: float, before:
 
 @contextmanager
 def removal(
-    home: Home, progress: Progress | None = None, *, of_a_merge: bool = False
+    home: Home,
+    progress: Progress | None = None,
+    *,
+    of_a_merge: bool = False,
+    keeps_rewards: bool = False,
 ) -> Iterator[sqlite3.Connection]:
     """Lock a home, write its spill to the database, run the block, then scrub the database.
 
     No merge runs meanwhile: its copy of another home may hold what is to be removed. With
     ``of_a_merge``, the caller is that merge, and has :func:`merging`. What killed processes left of
     the drafts of files goes, too.
+
+    Reward models and their features go first: they were fitted on what is removed, and are fitted
+    again without it. ``keeps_rewards`` is for a removal that removes nothing.
 
     The connection overwrites what it deletes. It does not enforce foreign keys: SQLite would search
     the whole table of messages for the children of each deleted one. :func:`delete` leaves no
@@ -139,6 +157,8 @@ def removal(
         drain(home)
         with writing(home.path):
             clear_drafts(home.path)
+            if not keeps_rewards and home.rewards.exists():
+                shutil.rmtree(home.rewards)
         with translated(home), closing(connect(home)) as connection:
             connection.execute("PRAGMA foreign_keys = OFF")
             connection.execute("PRAGMA secure_delete = ON")

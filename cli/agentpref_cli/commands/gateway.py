@@ -66,6 +66,14 @@ def gateway(
     port: Annotated[
         int, typer.Option(metavar="N", min=0, max=65535, help="0 takes a free one.")
     ] = 8100,
+    reward: Annotated[
+        bool,
+        typer.Option(
+            "--reward",
+            help="With --model: choose the best of `best_of` answers by the namespace's reward "
+            "model, whose base is loaded at the first such call.",
+        ),
+    ] = False,
     cors: Annotated[
         list[str] | None,
         typer.Option(
@@ -114,6 +122,8 @@ def gateway(
         raise typer.BadParameter(
             "name what answers: --model NAME, --model NAME with --vllm URL, or --upstream URL"
         )
+    if reward and model is None:
+        raise typer.BadParameter("--reward chooses among answers of --model, which is not given")
     origins, proxies = tuple(map(_origin, cors or ())), [*map(_proxy, proxy or ())]
     place = Home.create(home)
     keys = Keys(place)
@@ -126,7 +136,7 @@ def gateway(
         listening = stack.enter_context(_listening(host, port))
         opened = _upstreams(
             stack, place, model, vllm or (), upstream, max_tokens=max_tokens, max_open=max_open,
-            timeout=timeout,
+            timeout=timeout, reward=reward,
         )  # fmt: skip
         access = Access(
             keys, namespace=namespace, origins=origins, token_seconds=60 * token_minutes
@@ -242,6 +252,7 @@ def _upstreams(
     max_tokens: int,
     max_open: int,
     timeout: float,
+    reward: bool,
 ) -> Callable[[str], Upstream]:
     """What opens the upstream of a namespace; an engine is loaded now, and shared by all."""
     if upstream is not None:
@@ -253,6 +264,8 @@ def _upstreams(
         return lambda namespace: opened
     from anyio import CapacityLimiter
 
+    from agentpref.reward import RewardFollower
+    from agentpref.serve.best import BestOf
     from agentpref.serve.registry import Registry
     from agentpref.serve.router import Router
     from agentpref.serve.watch import Watcher
@@ -263,7 +276,10 @@ def _upstreams(
     stack.callback(backend.close)
 
     def open_upstream(namespace: str) -> Upstream:
-        router = Router(Registry(home, namespace=namespace), backend)
+        engine = backend
+        if reward:
+            engine = BestOf(backend, RewardFollower(home, namespace=namespace).rank)
+        router = Router(Registry(home, namespace=namespace), engine)
         Watcher(router, FOLLOW_SECONDS)
         limiter = CapacityLimiter(max_open)
         return Routed(router, model=model, decode=decode, limiter=limiter, max_tokens=max_tokens)

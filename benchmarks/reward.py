@@ -1,0 +1,275 @@
+"""How right is the reward model, does it forget, and what does best-of-N win by it?
+
+    python -m benchmarks.reward                     nights, noise and best-of-N on the bundled model
+    python -m benchmarks.reward --parts nights --seeds 5
+
+``nights`` logs five traits that pull against each other, one a night, and fits after each. BWT is
+the mean over all but the last of the accuracy at the end less that right after a trait's own night,
+on 100 pairs a trait that no fit has seen. ``dpo`` is the same accuracy of one update on all pairs
+with default settings. ``best`` draws answers to ordinary requests from the bundled model, lets a
+rule compare some (shorter is better, politeness is worth sixty characters), fits a reward model on
+that, and asks the rule whether the best of n is better than the first of them, on other requests.
+``frontier`` does the same for a model of few and noisy labels, over n. The last line of the output
+is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import agentpref
+from agentpref import Log
+from agentpref.prefer.examples import is_held_out
+from agentpref.reward import fit_reward, kl_of_best, open_reward
+from agentpref.reward.model import RewardModel
+from agentpref.serve.backend import GenerationRequest
+from agentpref.testing.judges import drawn
+from agentpref.types import BASE, Message
+from agentpref_adapters.transformers import TransformersBackend
+from benchmarks._report import Target, at_least, at_most, print_report
+from benchmarks.online import Rule
+from benchmarks.streams.catalogue import Sizes, trait_night
+from benchmarks.streams.items import Night
+from benchmarks.streams.subjects import requests
+
+TRAITS = (
+    "conscientiousness", "risk-seeking", "agreeableness", "interest-in-music", "openness",
+)  # fmt: skip
+SIZES = Sizes(new=300, proving=40, measured=100)
+PROMPTS, TESTED, DRAWN = 300, 100, 8
+NS = (1, 2, 4, 8, 16, 32, 64)
+
+
+def main() -> None:
+    """Measure what was asked for."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--parts", default="nights,best,frontier")
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    warnings.simplefilter("ignore", FutureWarning)  # of peft
+    found: dict[str, Any] = {}
+    targets: list[Target] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for part in options.parts.split(","):
+            measure, promised = PARTS[part]
+            found[part] = measure(Path(folder), options.seeds)
+            targets += promised(found[part])
+    print_report("reward", found, targets)
+
+
+# --- Nights ---
+
+
+def nights(folder: Path, seeds: int) -> dict[str, Any]:
+    """Five traits, one a night."""
+    return {str(seed): _five_nights(folder / f"nights-{seed}", seed) for seed in range(seeds)}
+
+
+def _five_nights(place: Path, seed: int) -> dict[str, Any]:
+    streams = [trait_night(trait, "", SIZES, seed) for trait in TRAITS]
+    accuracies: list[list[float]] = []
+    seconds, errors = [], []
+    for night in streams:
+        _log(place, night)
+        begun = time.perf_counter()
+        report = fit_reward(place, model="tiny")
+        seconds.append(round(time.perf_counter() - begun, 1))
+        errors.append(report.quality.calibration_error)
+        reward = open_reward(place)
+        accuracies.append([_accuracy(reward, one) for one in streams])
+    own = [row[number] for number, row in enumerate(accuracies)]
+    last = accuracies[-1]
+    bwt = sum(end - then for end, then in zip(last[:-1], own[:-1], strict=True)) / (len(own) - 1)
+    updated = agentpref.update(place, model="tiny")
+    dpo = agentpref.Registry(place).live()
+    policy = None
+    if dpo is not None:
+        policy = [updated.accuracy.get(one.name, {}).get("after") for one in streams]
+    return {
+        "last": last,
+        "mean": sum(last) / len(last),
+        "bwt": bwt,
+        "own": own,
+        "calibration_error": errors,
+        "seconds": seconds,
+        "dpo": policy,
+        "reward on the update's pairs": {
+            name: one[1] for name, one in report.quality.strata.items()
+        },
+    }
+
+
+def _log(place: Path, night: Night) -> None:
+    with Log(place) as log:
+        for item in night.logged:
+            a = log.record([*item.messages], item.chosen, tags=[night.name])
+            b = log.record([*item.messages], item.rejected, tags=[night.name])
+            log.compare(a, b, winner="a", user_id="ana")
+
+
+def _accuracy(reward: RewardModel, night: Night) -> float:
+    right = 0
+    for item in night.measured:
+        better, worse = reward.score([*item.messages], [item.chosen, item.rejected])
+        right += better.mean > worse.mean
+    return right / len(night.measured)
+
+
+def of_nights(found: dict[str, Any]) -> list[Target]:
+    """What was promised of nights."""
+    rows = found.values()
+    errors = [row["calibration_error"][-1] for row in rows]
+    return [
+        at_least("nights: BWT, worst seed", min(row["bwt"] for row in rows), -0.03),
+        at_most("nights: calibration error, mean", sum(errors) / len(errors), 0.05),
+    ]
+
+
+# --- Best of n ---
+
+
+def best(folder: Path, seeds: int) -> dict[str, Any]:
+    """The best of eight against the first of them."""
+    with _Drawn() as drawn_:
+        found = {}
+        for seed in range(seeds):
+            reward = drawn_.reward(folder / f"best-{seed}", PROMPTS, noise=0.0, seed=seed)
+            chosen = [drawn_.choose(reward, number, DRAWN) for number in range(TESTED)]
+            wins = [drawn_.wins(number, place) for number, place in enumerate(chosen)]
+            found[str(seed)] = {"win rate": sum(wins) / len(wins)}
+        return found
+
+
+def of_best(found: dict[str, Any]) -> list[Target]:
+    """What was promised of best-of-eight."""
+    return [
+        at_least(
+            "best of 8: win rate, worst seed", min(r["win rate"] for r in found.values()), 0.75
+        )
+    ]
+
+
+def frontier(folder: Path, seeds: int) -> dict[str, Any]:
+    """Proxy and gold over n, for a model of 100 pairs with a quarter of the labels flipped."""
+    with _Drawn(answers=max(NS), tested=40) as drawn_:
+        found = {}
+        for seed in range(seeds):
+            place = folder / f"frontier-{seed}"
+            reward = drawn_.reward(place, 100, noise=0.25, seed=seed, may_fail=True)
+            if reward is None:
+                found[str(seed)] = {"fitted": False}
+                continue
+            rows = {}
+            for n in NS:
+                scores = [drawn_.scores(reward, number, n) for number in range(drawn_.tested)]
+                places = [max(range(n), key=own.__getitem__) for own in scores]
+                gold = [drawn_.gold(number, place) for number, place in enumerate(places)]
+                rows[str(n)] = {
+                    "kl": round(kl_of_best(n), 3),
+                    "proxy": sum(max(own) for own in scores) / len(scores),
+                    "gold": sum(gold) / len(gold),
+                }
+            found[str(seed)] = {"fitted": True, "n": rows}
+        return found
+
+
+def of_frontier(found: dict[str, Any]) -> list[Target]:
+    """Nothing was promised of three seeds; the rows are to be looked at."""
+    return []
+
+
+class _Drawn:
+    """Requests, answers of the bundled model to them, and a rule that compares these."""
+
+    def __init__(self, answers: int = DRAWN, tested: int = TESTED) -> None:
+        self.tested, self._count = tested, answers
+        self._rule = Rule("shorter and polite")
+        found: list[tuple[Message, ...]] = []
+        for request in requests("reward"):
+            messages: tuple[Message, ...] = ({"role": "user", "content": request.text},)
+            if messages not in found and not is_held_out(messages, 0.0):
+                found.append(messages)
+            if len(found) == PROMPTS + tested:
+                break
+        self._trained, self._measured = found[:PROMPTS], found[PROMPTS:]
+
+    def __enter__(self) -> _Drawn:
+        self._backend = TransformersBackend("tiny")
+        self._pairs = self._answers(self._trained, 2)
+        self._many = self._answers(self._measured, self._count)
+        return self
+
+    def __exit__(self, *at: object) -> None:
+        self._backend.close()
+
+    def _answers(self, prompts: Sequence[tuple[Message, ...]], count: int) -> list[list[str]]:
+        requests_ = [
+            GenerationRequest(messages, max_tokens=64, temperature=0.9, seed=seed)
+            for messages in prompts
+            for seed in range(count)
+        ]
+        with ThreadPoolExecutor(16) as pool:
+            replies = [*pool.map(lambda one: self._backend.generate(BASE, one), requests_)]
+        texts = [str(reply.message["content"]) for reply in replies]
+        return [texts[start : start + count] for start in range(0, len(texts), count)]
+
+    def reward(
+        self, place: Path, pairs: int, *, noise: float, seed: int, may_fail: bool = False
+    ) -> Any:
+        """A reward model of what the rule says of so many pairs of answers."""
+        shutil.rmtree(place, ignore_errors=True)
+        with Log(place) as log:
+            for messages, (a, b) in [*zip(self._trained, self._pairs, strict=True)][:pairs]:
+                winner = self._rule.winner(a, b)
+                if winner == "tie":
+                    continue
+                if drawn(seed, "noise", str(messages)) < noise:
+                    winner = "b" if winner == "a" else "a"
+                runs = [log.record([*messages], text, tags=["chat"]) for text in (a, b)]
+                log.compare(*runs, winner=winner, user_id="ana")
+        report = fit_reward(place, model="tiny")
+        if report.verdict != "kept" and may_fail:
+            return None
+        return open_reward(place)
+
+    def scores(self, reward: RewardModel, number: int, n: int) -> list[float]:
+        """The lower bounds of the first n answers to a measured request."""
+        answers = self._many[number][:n]
+        return [one.lower for one in reward.score(self._measured[number], answers)]
+
+    def choose(self, reward: RewardModel, number: int, n: int) -> int:
+        """The place of the best of the first n answers."""
+        scores = self.scores(reward, number, n)
+        return max(range(n), key=scores.__getitem__)
+
+    def wins(self, number: int, place: int) -> float:
+        """Whether an answer is better than the first one, by the rule; a tie is a half."""
+        winner = self._rule.winner(self._many[number][place], self._many[number][0])
+        return {"a": 1.0, "b": 0.0, "tie": 0.5}[winner]
+
+    def gold(self, number: int, place: int) -> float:
+        """The share of all answers to a request that an answer beats."""
+        others = [text for n, text in enumerate(self._many[number]) if n != place]
+        own = self._many[number][place]
+        won = [self._rule.winner(own, other) for other in others]
+        score = {"a": 1.0, "b": 0.0, "tie": 0.5}
+        return math.fsum(score[one] for one in won) / len(won)
+
+
+PARTS = {
+    "nights": (nights, of_nights),
+    "best": (best, of_best),
+    "frontier": (frontier, of_frontier),
+}
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,223 @@
+"""`reward`: a model of how much better people would find one answer than another."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from agentpref_cli import options
+from agentpref_cli.terminal import BAD, GOOD, WARN, moment, print_result, progress, say, table
+
+if TYPE_CHECKING:
+    from agentpref.reward import RewardReport, Score
+
+NOT_KEPT = {"insufficient": 5, "refused": 4}
+
+app = typer.Typer(help=__doc__, no_args_is_help=True)
+
+
+@app.command("fit", short_help="Fit it on all that people have said, and prove it.")
+def fit(
+    model: Annotated[
+        str, typer.Option(metavar="NAME", help="`tiny`, a folder of safetensors, or a hub's name.")
+    ],
+    home: options.Home = None,
+    namespace: options.Namespace = "default",
+    heads: Annotated[
+        int,
+        typer.Option(min=2, max=32, metavar="N", help="Each on another sample of the prompts."),
+    ] = 5,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", exists=True, dir_okay=False, help="Settings of the updates, as TOML."
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated."),
+    ] = None,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Fit the reward model of a namespace on everything that people, and trusted judges, said.
+
+    It reads the features of a frozen base, which are kept, so a fit takes seconds and costs what is
+    new. It is made anew each time: it forgets nothing, and after `agentpref forget` nothing of what
+    was forgotten is in it. Held-out prompts prove it.
+
+    Exits 0 if it was kept, 5 if it is not shown to be right more often than a coin, 4 if it is
+    proven worse than the one before, 1 if there is nothing to fit it on, 75 while an update or a
+    removal runs.
+    """
+    from agentpref.config import UpdateConfig
+    from agentpref.learn import process
+    from agentpref.reward import fit_reward
+
+    checked = UpdateConfig.from_mapping(options.read_settings(config, set_ or ()))
+    with progress(quiet) as report:
+        done = fit_reward(
+            home,
+            model=model,
+            namespace=namespace,
+            config=checked,
+            heads=heads,
+            progress=process.settling(report),
+        )
+    print_result(as_json, done.to_mapping(), lambda: _show(done))
+    if done.verdict != "kept":
+        raise typer.Exit(NOT_KEPT[done.verdict])
+
+
+@app.command("list", short_help="List the reward models of a namespace.")
+def list_(
+    home: options.Home = None,
+    namespace: options.Namespace = "default",
+    as_json: options.AsJson = False,
+) -> None:
+    """List the reward models that are kept, the newest last: that one counts."""
+    from agentpref.home import Home
+    from agentpref.reward import Shelf
+
+    with options.reading(home, namespace) as connection:
+        shelf = Shelf(Home.of(connection), namespace)
+        found = [{"name": name, **shelf.read(name).about} for name in shelf.names()]
+    print_result(as_json, {"rewards": found}, lambda: _show_list(found))
+
+
+@app.command("score", short_help="Score answers to a prompt.")
+def score(
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FILE",
+            help="JSON lines with `messages` (or `prompt`) and `answers` [default: standard "
+            "input].",
+            show_default=False,
+        ),
+    ] = None,
+    home: options.Home = None,
+    namespace: options.Namespace = "default",
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Of `reward list` [default: the newest].", show_default=False
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Where its base is [default: as it was fitted with].",
+            show_default=False,
+        ),
+    ] = None,
+    length_controlled: Annotated[
+        bool,
+        typer.Option("--length-controlled", help="Leave out how scores go with length."),
+    ] = False,
+) -> None:
+    """Score answers to prompts, and print a JSON line for each prompt.
+
+    `scores` are in log-odds around their mean: σ of a difference is the probability that one answer
+    is better. `lower` is a score less the variance over the heads, which best-of-N chooses by.
+    """
+    from agentpref.reward import open_reward
+
+    opened = open_reward(home, namespace=namespace, name=name, model=model)
+    for messages, answers in _asked(file):
+        scores = opened.score(messages, answers, length_controlled=length_controlled)
+        print(json.dumps(_plain(scores)), flush=True)
+
+
+def _asked(file: Path | None) -> Iterator[tuple[list[Any], list[Any]]]:
+    lines = sys.stdin if file is None else file.open(encoding="utf-8")
+    with lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise typer.BadParameter(f"line {number} is no JSON: {error}") from error
+            yield _read(row, number)
+
+
+def _read(row: Any, number: int) -> tuple[list[Any], list[Any]]:
+    given = row if isinstance(row, Mapping) else {}
+    messages, answers = given.get("messages", given.get("prompt")), given.get("answers")
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    is_asked = isinstance(messages, list) and messages
+    if not is_asked or not isinstance(answers, list) or not answers:
+        raise typer.BadParameter(
+            f"line {number} must have `messages` (or `prompt`) and a list `answers`"
+        )
+    return messages, answers
+
+
+def _plain(scores: list[Score]) -> dict[str, Any]:
+    best = max(range(len(scores)), key=lambda place: scores[place].lower)
+    return {
+        "scores": [one.mean for one in scores],
+        "variances": [one.variance for one in scores],
+        "lower": [one.lower for one in scores],
+        "best": best,
+    }
+
+
+def _show(done: RewardReport) -> None:
+    own = done.quality
+    said = f"{done.pairs:,} comparisons" + (f" and {done.thumbs:,} thumbs" if done.thumbs else "")
+    if own.accuracy is None:
+        right = "no pair is held out"
+    else:
+        right = (
+            f"right about {own.right} of {own.pairs} held-out pairs "
+            f"({own.accuracy.value:.2f}, {own.accuracy.low:.2f} to {own.accuracy.high:.2f})"
+        )
+    if done.verdict == "kept":
+        say(f"{done.name} is fitted on {said}; {right}", GOOD)
+    elif done.verdict == "insufficient":
+        say(f"nothing is kept: fitted on {said}, {right}", WARN)
+    else:
+        say(f"refused: fitted on {said}, {right}", BAD)
+    if done.before is not None and done.before.accuracy is not None:
+        say(f"the one before is right about {done.before.right} of them")
+    if own.calibration_error is not None:
+        say(f"calibration error {own.calibration_error:.3f}, Brier {own.brier:.3f}")
+    if own.longer is not None and own.shorter is not None:
+        say(
+            f"where the longer answer is better it is right in {own.longer.value:.2f}, where the "
+            f"shorter one is in {own.shorter.value:.2f}"
+        )
+    table(
+        ("tag", "held out", "right"),
+        [(tag, n, f"{accuracy:.2f}") for tag, (n, accuracy) in own.strata.items()],
+    )
+    if done.left_out:
+        reasons = (f"{why.replace('_', ' ')} {n}" for why, n in done.left_out.items())
+        say(f"left out: {', '.join(reasons)}")
+    for note in done.notes:
+        say(note, WARN)
+
+
+def _show_list(found: list[dict[str, Any]]) -> None:
+    if not found:
+        say("no reward model; `agentpref reward fit` fits one", WARN)
+        return
+    table(
+        ("name", "fitted", "base", "pairs", "thumbs", "held out", "right"),
+        [
+            (
+                one["name"], moment(one["at"]), one["base"]["name"], one["pairs"], one["thumbs"],
+                one["quality"]["pairs"], one["quality"]["right"],
+            )
+            for one in found
+        ],
+    )  # fmt: skip
