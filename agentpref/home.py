@@ -82,6 +82,11 @@ class Home(Reads):
         return self.path / "judges"
 
     @property
+    def skipped(self) -> Path:
+        """The file of questions that people did not want to answer; ids alone."""
+        return self.path / "skipped.jsonl"
+
+    @property
     def rewards(self) -> Path:
         """The folder of reward models and their features; missing if there are none."""
         return self.path / "rewards"

@@ -229,7 +229,7 @@ class AgentprefChatModel(BaseChatModel):
         return ChatGenerationChunk(message=message)
 
     def _provenance(self, reply: Reply) -> dict[str, Any]:
-        said = {
+        said: dict[str, Any] = {
             "model_name": self.model,
             "revision": reply.revision,
             "finish_reason": reply.finish_reason,

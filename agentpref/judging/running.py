@@ -130,7 +130,7 @@ def judge_runs(
         raise ConfigError(f"answers is {answers}, but must be 2 or more")
     with at_work(home, name, namespace) as (place, connection, judge):
         done = JudgeRun(judge.name, namespace)
-        pairs = list(_undecided(connection, namespace, judge, answers))
+        pairs = list(undecided(connection, namespace, judge.voter, answers))
         if pairs or sample:
             check_again(judge, namespace, recheck, asking, done)
         if sample and generate is not None:
@@ -141,7 +141,7 @@ def judge_runs(
                     done.sampled += sample
                     if asking.progress is not None:
                         asking.progress("sample", number + 1, len(wanted))
-            pairs = list(_undecided(connection, namespace, judge, answers))
+            pairs = list(undecided(connection, namespace, judge.voter, answers))
         done.questions = len(pairs)
         done.untrusted.update(pair.a.tag for pair in pairs if not judge.trusts(pair.a.tag))
         pairs = [pair for pair in pairs if judge.trusts(pair.a.tag)]
@@ -317,10 +317,13 @@ def is_whole(run: Run) -> bool:
     return about.get("finish_reason") != INCOMPLETE and about.get(UNKNOWN_BEFORE) is None
 
 
-def _undecided(
-    connection: sqlite3.Connection, namespace: str, judge: OpenedJudge, answers: int
+def undecided(
+    connection: sqlite3.Connection, namespace: str, voter: str | None, answers: int
 ) -> Iterator[Pair]:
-    """Pairs of answers to one prompt that neither people nor the judge compared, newest first."""
+    """Pairs of answers to one prompt that neither people nor the voter compared, newest first.
+
+    Of each prompt, so many of the newest answers are paired.
+    """
     query = """SELECT prompt FROM run WHERE namespace = ?
         GROUP BY prompt HAVING count(DISTINCT output) > 1 ORDER BY max(created_at) DESC"""
     prompts = [prompt for (prompt,) in connection.execute(query, (namespace,))]
@@ -332,14 +335,14 @@ def _undecided(
         runs, feedback, comparisons = Store(connection).judged(namespace, run_ids)
         known = {run.run_id: as_asked(run) for run in runs}
         decided = {
-            _answers(known[row.run_a], known[row.run_b])
+            answers_key(known[row.run_a], known[row.run_b])
             for row in withdraw(feedback, comparisons).comparisons
-            if row.source == "human" or row.user_id == judge.voter
+            if row.source == "human" or (voter is not None and row.user_id == voter)
         }
         for newest in _newest([*known.values()], answers):
             for place, b in enumerate(newest):
                 for a in newest[place + 1 :]:
-                    if _answers(a, b) not in decided:
+                    if answers_key(a, b) not in decided:
                         yield Pair(a, b)
 
 
@@ -355,7 +358,7 @@ def _newest(runs: Sequence[Run], count: int) -> Iterator[list[Run]]:
     return (list(found.values())[:count] for found in prompts.values())
 
 
-def _answers(a: Run, b: Run) -> tuple[str, frozenset[bytes]]:
+def answers_key(a: Run, b: Run) -> tuple[str, frozenset[bytes]]:
     """Which two answers to which prompt two runs are, whoever logged them again."""
     return a.prompt.id, frozenset((canonical(a.output), canonical(b.output)))
 

@@ -18,7 +18,7 @@ from agentpref.serve.backend import GenerationRequest, Reply
 from agentpref.types import Completion, Example, Message, Prompt, Tool
 
 if TYPE_CHECKING:
-    from agentpref.learn.features import FeatureReader
+    from agentpref.learn.features import FeatureReader, Features
     from agentpref.models.base import BaseModel
 
 
@@ -96,12 +96,23 @@ class RewardModel:
             )
         if not answers:
             return []
-        with self._lock:
-            (features,) = self._reader.read([self._encoded(messages, answers, tools)])
+        features = self.features(messages, answers, tools=tools)
         rewards = self.heads.rewards(*features, length_controlled=length_controlled)
         if len(answers) > 1:
             rewards = rewards - rewards.mean(0)
         return [Score(float(np.mean(own)), float(np.var(own))) for own in rewards]
+
+    def features(
+        self,
+        messages: Sequence[Message],
+        answers: Sequence[Message | str],
+        *,
+        tools: Sequence[Tool] = (),
+    ) -> Features:
+        """What its base makes of answers to one prompt; arguments and errors as for `score`."""
+        with self._lock:
+            (found,) = self._reader.read([self._encoded(messages, answers, tools)])
+        return found
 
     def scorer(self, messages: Sequence[Message], answer: str) -> float:
         """The score of one answer: a scorer for ``agentpref.update(scorers=…)``."""

@@ -19,6 +19,7 @@ from agentpref_cli import demo
 from agentpref_cli.commands import (
     adapters,
     adopt,
+    ask,
     doctor,
     eval,
     exchange,
@@ -169,6 +170,7 @@ app.command("updates", short_help="List the updates, the newest first.")(updates
 app.command("report", short_help="Show an update and the gate's verdict on it.")(report.report)
 app.command("eval", short_help="Score revisions on held-out examples or a file.")(eval.evaluate)
 app.add_typer(judge.app, name="judge", short_help="Let a model compare answers.")
+app.command("ask", short_help="Ask people the comparisons that tell most.")(ask.ask)
 app.add_typer(reward.app, name="reward", short_help="Model what people prefer; best-of-N.")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(gateway.app, name="gateway", short_help="Serve apps that speak OpenAI's API.")

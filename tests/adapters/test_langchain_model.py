@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +23,7 @@ from agentpref.record.database import connect
 from agentpref.record.log import Log
 from agentpref.record.store import Store
 from agentpref.serve.backend import GenerationRequest, Reply
+from agentpref.serve.best import BestOf
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref.testing import FakeBackend, write_adapter
@@ -103,6 +104,19 @@ def test_an_answer_names_its_revision_and_its_tokens(
         "token_ids": [ord(letter) for letter in "blue"],
         "logprobs": [-1.0] * 4,
     }
+
+
+def test_the_best_of_several_answers_is_asked_for_and_its_score_is_told(home: Home) -> None:
+    def rank(request: GenerationRequest, replies: Sequence[Reply]) -> list[float]:
+        return [float(len(str(reply.message["content"]))) for reply in replies]
+
+    backend = FakeBackend(lambda revision, request: "x" * (1 + (request.seed or 0)))
+    model = serve(home, backend, temperature=0.8, seed=0, best_of=3)
+    model.router.backend = BestOf(backend, rank)
+    answer = model.invoke("sky?")
+    assert (answer.text, answer.response_metadata["score"]) == ("xxx", 3.0)
+    assert model.invoke("sky?", best_of=1).text == "x"
+    assert "".join(piece.text for piece in model.stream("sky?")) == "xxx"
 
 
 def test_settings_reach_the_engine_and_a_call_can_override_them(home: Home) -> None:

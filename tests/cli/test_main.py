@@ -22,6 +22,9 @@ COMMANDS = (
     [],
     ["adapters"],
     ["judge"],
+    ["ask"],
+    ["reward"],
+    *[["reward", name] for name in ("fit", "list", "score")],
     *[["judge", name] for name in ("new", "list", "calibrate", "run", "revise")],
     *[[name] for name in ("init", "demo", "import", "export", "stats", "pairs", "update", "adopt")],
     *[
@@ -47,7 +50,7 @@ COMMANDS = (
     *[["adapters", name] for name in ("list", "show", "promote", "rollback", "hold")],
     *[["adapters", name] for name in ("canary", "quarantine", "release", "prune", "export")],
 )
-GROUPS = ("adapters", "gateway", "judge", "keys")
+GROUPS = ("adapters", "gateway", "judge", "keys", "reward")
 AGENTPREF = [sys.executable, "-m", "agentpref_cli"]
 
 

@@ -38,7 +38,7 @@ _LONGEST = 256
 SAMPLING = (
     "max_tokens", "max_completion_tokens", "temperature", "top_p", "top_k", "min_p", "seed", "n",
     "stop", "presence_penalty", "frequency_penalty", "logit_bias", "reasoning_effort",
-    "response_format", "tool_choice", "parallel_tool_calls", "chat_template_kwargs",
+    "response_format", "tool_choice", "parallel_tool_calls", "chat_template_kwargs", "best_of",
 )  # fmt: skip
 """The parameters of a call that are logged with its run."""
 

@@ -301,11 +301,14 @@ def drifted(
     )
 
 
-def people_agreement(votes: Iterable[tuple[Hashable, Hashable, str]]) -> dict[str, Any]:
+def people_agreement(
+    votes: Iterable[tuple[Hashable, Hashable, str]], *, alpha: bool = True
+) -> dict[str, Any]:
     """How far people agree with themselves and with each other: what no judge can surpass.
 
     Args:
         votes: what was compared, by whom, and the winner, the oldest first.
+        alpha: whether to compute Krippendorff's α, too.
 
     Returns:
         ``votes``; ``repeats`` and ``self_agreement``: how often a voter judged the same again, and
@@ -332,7 +335,7 @@ def people_agreement(votes: Iterable[tuple[Hashable, Hashable, str]]) -> dict[st
         "self_agreement": sum(again) / len(again) if again else None,
         "pairs": len(alike),
         "agreement": sum(alike) / len(alike) if alike else None,
-        "alpha": _alpha(shared),
+        "alpha": _alpha(shared) if alpha else None,
     }
 
 

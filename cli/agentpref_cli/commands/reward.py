@@ -86,7 +86,7 @@ def list_(
 
     with options.reading(home, namespace) as connection:
         shelf = Shelf(Home.of(connection), namespace)
-        found = [{"name": name, **shelf.read(name).about} for name in shelf.names()]
+        found = [{**shelf.read(name).about, "name": name} for name in shelf.names()]
     print_result(as_json, {"rewards": found}, lambda: _show_list(found))
 
 
@@ -121,10 +121,13 @@ def score(
         bool,
         typer.Option("--length-controlled", help="Leave out how scores go with length."),
     ] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object for each prompt.")
+    ] = False,
 ) -> None:
-    """Score answers to prompts, and print a JSON line for each prompt.
+    """Score answers to prompts, each with how far the heads differ about it.
 
-    `scores` are in log-odds around their mean: σ of a difference is the probability that one answer
+    Scores are in log-odds around their mean: σ of a difference is the probability that one answer
     is better. `lower` is a score less the variance over the heads, which best-of-N chooses by.
     """
     from agentpref.reward import open_reward
@@ -132,7 +135,8 @@ def score(
     opened = open_reward(home, namespace=namespace, name=name, model=model)
     for messages, answers in _asked(file):
         scores = opened.score(messages, answers, length_controlled=length_controlled)
-        print(json.dumps(_plain(scores)), flush=True)
+        print_result(as_json, _plain(scores), lambda: _show_scores(answers, scores))  # noqa: B023
+        sys.stdout.flush()
 
 
 def _asked(file: Path | None) -> Iterator[tuple[list[Any], list[Any]]]:
@@ -169,6 +173,18 @@ def _plain(scores: list[Score]) -> dict[str, Any]:
         "lower": [one.lower for one in scores],
         "best": best,
     }
+
+
+def _show_scores(answers: list[Any], scores: list[Score]) -> None:
+    best = max(range(len(scores)), key=lambda place: scores[place].lower)
+    rows = [
+        (
+            "best" if place == best else "", f"{one.mean:+.2f}", f"{one.variance:.2f}",
+            f"{one.lower:+.2f}", str(answer)[:60],
+        )
+        for place, (answer, one) in enumerate(zip(answers, scores, strict=True))
+    ]  # fmt: skip
+    table(("", "score", "variance", "lower", "answer"), rows)
 
 
 def _show(done: RewardReport) -> None:

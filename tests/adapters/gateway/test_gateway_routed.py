@@ -12,6 +12,7 @@ from anyio import CapacityLimiter
 from web import serving
 
 import agentpref
+from agentpref.serve.best import BestOf
 from agentpref.serve.registry import Registry
 from agentpref.serve.router import Router
 from agentpref_adapters.gateway import Access, Gateway, Keys, Routed, create_app
@@ -98,6 +99,22 @@ def test_a_swap_changes_who_answers_and_a_canary_keeps_to_its_thread(client, reg
     }
     assert all(len(found) == 1 for found in seen.values()), "a thread stays on one side"
     assert set().union(*seen.values()) == {first, second}
+
+
+def test_the_best_of_several_answers_is_given_where_a_reward_model_chooses(
+    client, routers, runs, backend
+):
+    ask(client)
+    with pytest.raises(openai.BadRequestError, match="best_of is 2, which needs a reward model"):
+        ask(client, temperature=1.0, extra_body={"best_of": 2})
+    routers["default"].backend = BestOf(
+        backend, lambda request, replies: [-len(reply.token_ids) for reply in replies]
+    )
+    reply = ask(client, temperature=1.0, seed=3, extra_body={"best_of": 4})
+    assert reply.choices[0].score == -reply.usage.completion_tokens
+    assert runs(least=2)[-1].params["best_of"] == 4
+    with pytest.raises(openai.BadRequestError, match="best_of is 65"):
+        ask(client, temperature=1.0, extra_body={"best_of": 65})
 
 
 def test_several_answers_with_a_seed_differ_and_can_be_repeated(client, runs):
