@@ -121,10 +121,19 @@ def _judged(rows: Sequence[tuple[NDArray[Any], NDArray[Any], str]]) -> Judged:
 
 
 def _only(judged: Judged, numbers: Sequence[int]) -> Judged:
-    some = (judged.at, judged.said, judged.lone, judged.sign, judged.noise, judged.weight)
-    return Judged(
-        *(part[list(numbers)] for part in some), tuple(judged.prompts[n] for n in numbers)
+    at, said, lone, sign, noise, weight = (
+        part[list(numbers)]
+        for part in (
+            judged.at,
+            judged.said,
+            judged.lone,
+            judged.sign,
+            judged.noise,
+            judged.weight,
+        )  # fmt: skip
     )
+    prompts = tuple(judged.prompts[number] for number in numbers)
+    return Judged(at, said, lone, sign, noise, weight, prompts)
 
 
 if __name__ == "__main__":

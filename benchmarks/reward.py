@@ -140,7 +140,7 @@ def of_nights(found: dict[str, Any]) -> list[Target]:
 def best(folder: Path, seeds: int) -> dict[str, Any]:
     """The best of eight against the first of them."""
     with _Drawn() as drawn_:
-        found = {}
+        found: dict[str, Any] = {}
         for seed in range(seeds):
             reward = drawn_.reward(folder / f"best-{seed}", PROMPTS, noise=0.0, seed=seed)
             chosen = [drawn_.choose(reward, number, DRAWN) for number in range(TESTED)]
@@ -161,7 +161,7 @@ def of_best(found: dict[str, Any]) -> list[Target]:
 def frontier(folder: Path, seeds: int) -> dict[str, Any]:
     """Proxy and gold over n, for a model of 100 pairs with a quarter of the labels flipped."""
     with _Drawn(answers=max(NS), tested=40) as drawn_:
-        found = {}
+        found: dict[str, Any] = {}
         for seed in range(seeds):
             place = folder / f"frontier-{seed}"
             reward = drawn_.reward(place, 100, noise=0.25, seed=seed, may_fail=True)

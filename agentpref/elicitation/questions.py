@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 
@@ -104,7 +104,9 @@ class Queue:
         pool = [*islice(fresh, self._pool)]
         repeated = [pair for pair in self._decided_by_others() if _id(pair) not in done]
         again = source.sample(repeated, min(round(REPEATED * count), len(repeated)))
-        chosen = [(pair, self.rule, False) for pair in self._choose(pool, count - len(again))]
+        chosen: list[tuple[Pair, str, bool]] = [
+            (pair, self.rule, False) for pair in self._choose(pool, count - len(again))
+        ]
         for pair in again:
             chosen.insert(source.randint(0, len(chosen)), (pair, "repeated", True))
         return [_question(pair, why, repeated, source) for pair, why, repeated in chosen]
@@ -212,7 +214,7 @@ class Queue:
         chosen = choose(candidates(self._reward.heads, at, said), count, self.rule, seed=self._seed)
         return [pool[number] for number in chosen]
 
-    def _features(self, pool: Sequence[Pair]) -> tuple[NDArray[object], NDArray[object]]:
+    def _features(self, pool: Sequence[Pair]) -> tuple[NDArray[Any], NDArray[Any]]:
         import numpy as np
 
         assert self._reward is not None

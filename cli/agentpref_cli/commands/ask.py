@@ -60,9 +60,11 @@ def ask(
     ) as queue:
         questions = queue.next(n)
         if as_json:
-            value = {"rule": queue.rule, "noise": queue.noise, "notes": queue.notes}
-            value["questions"] = [_plain(one) for one in questions]
-            print_result(True, value, lambda: None)
+            about: dict[str, Any] = {
+                "rule": queue.rule, "noise": queue.noise, "notes": queue.notes,
+                "questions": [_plain(one) for one in questions],
+            }  # fmt: skip
+            print_result(True, about, lambda: None)
             return
         for note in queue.notes:
             say(note, WARN)
