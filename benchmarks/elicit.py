@@ -88,7 +88,7 @@ class _Pool:
         turn = np.where(flipped, -1.0, 1.0).astype(np.float32)
         pool = replace(self._pool, said=self._pool.said * turn[:, None])
         goal = 0.95 * self._accuracy(fit(pool))
-        chosen: Any = rule if rule != SHIPPED else rule_for(self._estimated(noise, rng))
+        chosen: Any = rule if rule != SHIPPED else rule_for(self._estimated(noise))
         asked = rng.sample(range(len(pool)), BATCH)
         while True:
             heads = fit(_only(pool, asked))
@@ -102,8 +102,9 @@ class _Pool:
             )
             asked += [left[number] for number in picked]
 
-    def _estimated(self, noise: float, rng: random.Random) -> float:
+    def _estimated(self, noise: float) -> float:
         """The noise as repeated labels tell it."""
+        rng = random.Random(f"{self._seed} {noise} repeated")
         pairs = [[rng.random() < noise for _ in range(2)] for _ in range(REPEATED)]
         return noise_of_agreement(sum(a == b for a, b in pairs) / REPEATED)
 
@@ -121,17 +122,8 @@ def _judged(rows: Sequence[tuple[NDArray[Any], NDArray[Any], str]]) -> Judged:
 
 
 def _only(judged: Judged, numbers: Sequence[int]) -> Judged:
-    at, said, lone, sign, noise, weight = (
-        part[list(numbers)]
-        for part in (
-            judged.at,
-            judged.said,
-            judged.lone,
-            judged.sign,
-            judged.noise,
-            judged.weight,
-        )  # fmt: skip
-    )
+    parts = (judged.at, judged.said, judged.lone, judged.sign, judged.noise, judged.weight)
+    at, said, lone, sign, noise, weight = (part[list(numbers)] for part in parts)
     prompts = tuple(judged.prompts[number] for number in numbers)
     return Judged(at, said, lone, sign, noise, weight, prompts)
 

@@ -31,6 +31,7 @@ from agentpref_cli.commands import (
     keys,
     online,
     report,
+    review,
     reward,
     runs,
     schedule,
@@ -171,6 +172,7 @@ app.command("report", short_help="Show an update and the gate's verdict on it.")
 app.command("eval", short_help="Score revisions on held-out examples or a file.")(eval.evaluate)
 app.add_typer(judge.app, name="judge", short_help="Let a model compare answers.")
 app.command("ask", short_help="Ask people the comparisons that tell most.")(ask.ask)
+app.command("review", short_help="Serve a page on which people compare answers.")(review.review)
 app.add_typer(reward.app, name="reward", short_help="Model what people prefer; best-of-N.")
 app.add_typer(adapters.app, name="adapters")
 app.add_typer(gateway.app, name="gateway", short_help="Serve apps that speak OpenAI's API.")

@@ -23,6 +23,7 @@ COMMANDS = (
     ["adapters"],
     ["judge"],
     ["ask"],
+    ["review"],
     ["reward"],
     *[["reward", name] for name in ("fit", "list", "score")],
     *[["judge", name] for name in ("new", "list", "calibrate", "run", "revise")],

@@ -127,13 +127,13 @@ def gateway(
     origins, proxies = tuple(map(_origin, cors or ())), [*map(_proxy, proxy or ())]
     place = Home.create(home)
     keys = Keys(place)
-    if not keys.list() and not _is_local(host):
+    if not keys.list() and not is_local(host):
         raise ConfigError(
             f"host is {host!r}, which others can reach, and there is no API key; make one for each "
             "app first: agentpref gateway key add APP"
         )
     with ExitStack() as stack:
-        listening = stack.enter_context(_listening(host, port))
+        listening = stack.enter_context(listening_at(host, port))
         opened = _upstreams(
             stack, place, model, vllm or (), upstream, max_tokens=max_tokens, max_open=max_open,
             timeout=timeout, reward=reward,
@@ -159,7 +159,7 @@ def _announced(listening: socket.socket, home: Home, *, keys_needed: bool) -> No
     sys.stdout.flush()  # also into a pipe
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listening_at(host: str, port: int) -> socket.socket:
     """A socket at the address, bound before anything is loaded.
 
     Raises:
@@ -308,7 +308,8 @@ def _log(home: Home, namespace: str) -> Any:
     return Log(home.path, namespace=namespace)
 
 
-def _is_local(host: str) -> bool:
+def is_local(host: str) -> bool:
+    """Whether only this machine can reach an address."""
     if host in _LOCAL_NAMES:
         return host != ""
     try:

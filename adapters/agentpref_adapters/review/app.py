@@ -1,0 +1,213 @@
+"""The web app: who asks, the question at hand, and what is done with a click.
+
+A token opens a session; it is a cookie that only this page sends (``SameSite=Strict``), and each
+form carries a second secret that is made of it, so that no other page can answer in somebody's
+name. The policy for content allows no script but the page's own file, and no request elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+from agentpref.errors import AgentprefError, MissingDependency
+
+try:
+    import markdown_it  # noqa: F401
+    import nh3  # noqa: F401
+    from anyio import to_thread
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+    from starlette.applications import Starlette
+    from starlette.middleware import Middleware
+    from starlette.requests import Request
+    from starlette.responses import HTMLResponse, RedirectResponse, Response
+    from starlette.routing import Mount, Route
+    from starlette.staticfiles import StaticFiles
+except ImportError as error:
+    raise MissingDependency(
+        f"the review page needs {error.name}; install it with: pip install 'agentpref[review]'"
+    ) from error
+
+from agentpref.elicitation import Question
+from agentpref_adapters.review.desk import Desk, Desks
+from agentpref_adapters.review.shown import difference, html_of, turn_of
+
+COOKIE = "agentpref_review"
+POLICY = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; form-action 'self'; "
+    "base-uri 'none'; frame-ancestors 'none'"
+)
+_MOST_BYTES = 64_000  # of a form
+_CHOICES = ("a", "b", "tie", "bad", "skip")
+_FOLDER = Path(__file__).parent
+
+
+def create_app(desks: Desks, tokens: Mapping[str, str]) -> Starlette:
+    """The page of a namespace, as an ASGI app.
+
+    Args:
+        desks: where the questions are; closing them stays with the caller.
+        tokens: the name of the annotator that each token opens a session for.
+    """
+    return Starlette(
+        routes=[
+            Route("/", _Page(desks, tokens).show),
+            Route("/login", _Page(desks, tokens).login),
+            Route("/answer", _Page(desks, tokens).answer, methods=["POST"]),
+            Route("/undo", _Page(desks, tokens).undo, methods=["POST"]),
+            Mount("/static", StaticFiles(directory=_FOLDER / "static")),
+        ],
+        middleware=[Middleware(_Guarded)],
+        exception_handlers={AgentprefError: _told},
+    )
+
+
+class _Page:
+    """The endpoints."""
+
+    def __init__(self, desks: Desks, tokens: Mapping[str, str]) -> None:
+        self._desks, self._tokens = desks, tokens
+        self._templates = Environment(
+            loader=FileSystemLoader(_FOLDER / "templates"),
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+
+    async def login(self, request: Request) -> Response:
+        """Open a session for who has a token."""
+        token = request.query_params.get("token", "")
+        if self._person(token) is None:
+            return self._stranger()
+        answer = RedirectResponse("/", 303)
+        answer.set_cookie(COOKIE, token, httponly=True, samesite="strict", path="/")
+        return answer
+
+    async def show(self, request: Request) -> Response:
+        """Show the question at hand."""
+        token, person = self._session(request)
+        if person is None:
+            return self._stranger()
+        note = {"late": "That question was answered already; this is the next one."}.get(
+            request.query_params.get("note", ""), ""
+        )
+        values = await to_thread.run_sync(self._desks.at, person, _values)
+        return self._render(
+            "review.html", **values, person=person, secret=_secret(token), note=note,
+            namespace=self._desks.namespace,
+        )  # fmt: skip
+
+    async def answer(self, request: Request) -> Response:
+        """Log an answer, and go on to the next question once it is on disk."""
+        form, person = await self._form(request)
+        if person is None:
+            return self._stranger()
+        choice, question = form.get("choice", ""), form.get("question", "")
+        if choice not in _CHOICES:
+            return HTMLResponse("choice is none of a, b, tie, bad, skip", 400)
+        comment = form.get("comment", "").strip() or None
+        known: Any = choice
+        done = await to_thread.run_sync(
+            self._desks.at, person, lambda desk: desk.answer(question, known, comment)
+        )
+        return RedirectResponse("/" if done else "/?note=late", 303)
+
+    async def undo(self, request: Request) -> Response:
+        """Take back the last answer."""
+        _, person = await self._form(request)
+        if person is None:
+            return self._stranger()
+        await to_thread.run_sync(self._desks.at, person, Desk.undo)
+        return RedirectResponse("/", 303)
+
+    def _person(self, token: str) -> str | None:
+        found = [
+            name
+            for known, name in self._tokens.items()
+            if hmac.compare_digest(known.encode(), token.encode())
+        ]
+        return found[0] if found else None
+
+    def _session(self, request: Request) -> tuple[str, str | None]:
+        token = request.cookies.get(COOKIE, "")
+        return token, self._person(token)
+
+    async def _form(self, request: Request) -> tuple[dict[str, str], str | None]:
+        """What was sent, and by whom; nobody where the form is not of this page."""
+        token, person = self._session(request)
+        body = b""
+        async for part in request.stream():
+            body += part
+            if len(body) > _MOST_BYTES:
+                return {}, None
+        read = parse_qs(body.decode(errors="replace"), keep_blank_values=True)
+        form = {name: values[-1] for name, values in read.items()}
+        is_ours = hmac.compare_digest(form.get("secret", "").encode(), _secret(token).encode())
+        return form, person if is_ours else None
+
+    def _stranger(self) -> Response:
+        return self._render("stranger.html", status=403)
+
+    def _render(self, name: str, status: int = 200, **values: Any) -> Response:
+        return HTMLResponse(self._templates.get_template(name).render(**values), status)
+
+
+def _values(desk: Desk) -> dict[str, Any]:
+    """What a desk shows."""
+    queue, question = desk.queue, desk.question()
+    return {
+        "question": None if question is None else _shown(question),
+        "answered": queue.answered,
+        "skipped": queue.skipped,
+        "agreed": sum(queue.agreed),
+        "repeated": len(queue.agreed),
+        "can_undo": bool(desk.behind),
+        "notes": queue.notes,
+    }
+
+
+def _shown(question: Question) -> dict[str, Any]:
+    first, second = question.first.output, question.second.output
+    return {
+        "id": question.id,
+        "tag": question.first.tag,
+        "turns": [(role, Markup(html)) for role, html in map(turn_of, question.prompt)],
+        "answers": [Markup(html_of(first)), Markup(html_of(second))],
+        "difference": Markup(difference(first, second)),
+    }
+
+
+def _secret(token: str) -> str:
+    """What the forms of a session carry."""
+    return hmac.new(token.encode(), b"agentpref review form", hashlib.sha256).hexdigest()
+
+
+async def _told(request: Request, error: Exception) -> Response:
+    return HTMLResponse(f"<p>{Markup.escape(str(error))}</p>", 503)
+
+
+class _Guarded:
+    """Puts the headers that keep browsers from doing more than the page needs on each answer."""
+
+    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def guarded(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"] = [
+                    *message["headers"],
+                    (b"content-security-policy", POLICY.encode()),
+                    (b"x-content-type-options", b"nosniff"),
+                    (b"referrer-policy", b"no-referrer"),
+                    (b"cache-control", b"no-store"),
+                ]
+            await send(message)
+
+        await self._app(scope, receive, guarded if scope["type"] == "http" else send)

@@ -1,0 +1,77 @@
+"""`review`: a page on which people compare answers."""
+
+from __future__ import annotations
+
+import getpass
+import secrets
+import sys
+from contextlib import closing
+from typing import Annotated, Any, Literal
+
+import typer
+
+from agentpref_cli import options
+from agentpref_cli.commands.gateway import is_local, listening_at
+from agentpref_cli.terminal import GOOD, WARN, say
+
+
+def review(
+    annotator: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Who may answer, under this name; can be repeated [default: who runs it].",
+            show_default=False,
+        ),
+    ] = None,
+    rule: Annotated[
+        Literal["random", "entropy", "disagreement", "d_optimal"] | None,
+        typer.Option(help="What chooses the questions, as in `agentpref ask`.", show_default=False),
+    ] = None,
+    pool: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Choose from so many pairs, the newest.")
+    ] = 200,
+    host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
+    port: Annotated[
+        int, typer.Option(metavar="N", min=0, max=65535, help="0 takes a free one.")
+    ] = 8200,
+    home: options.Home = None,
+    namespace: options.Namespace = "default",
+) -> None:
+    """Serve a page on which people compare answers, until Ctrl-C or SIGTERM.
+
+    It asks what `agentpref ask` asks: pairs of answers that nobody compared, blind, and in random
+    order. Each annotator has an address of their own, with a token that is good while the page is
+    served. Keys: 1 and 2, t for a tie, b for both bad, s to skip, u to undo. An answer is logged
+    before the next pair shows.
+
+    The page speaks plain HTTP. With a --host that others can reach, put a proxy with TLS before it.
+    """
+    from agentpref.elicitation.questions import newest_reward
+    from agentpref.home import Home
+    from agentpref_adapters.review import Desks, create_app
+
+    place = Home.open(home)
+    with options.reading(place.path, namespace):
+        pass  # a wrong namespace is said before anything is loaded
+    names = list(dict.fromkeys(annotator or [getpass.getuser()]))
+    tokens = {secrets.token_urlsafe(24): name for name in names}
+    with closing(listening_at(host, port)) as listening:
+        reward = None if rule == "random" else newest_reward(place, namespace)
+        with Desks(place, namespace=namespace, rule=rule, reward=reward, pool=pool) as desks:
+            address = listening.getsockname()
+            shown = f"[{address[0]}]" if ":" in address[0] else address[0]
+            if not is_local(host):
+                say("others can reach this address over plain HTTP; put TLS before it", WARN)
+            for token, name in tokens.items():
+                say(f"{name}: http://{shown}:{address[1]}/login?token={token}", GOOD)
+            sys.stdout.flush()
+            _server(create_app(desks, tokens)).run(sockets=[listening])
+
+
+def _server(app: Any) -> Any:
+    import uvicorn
+
+    return uvicorn.Server(
+        uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
+    )
