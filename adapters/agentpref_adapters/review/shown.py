@@ -47,7 +47,9 @@ def difference(one: Message, other: Message) -> str:
         return ""
     words = [re.findall(r"\s+|[^\s]+", text) for text in texts]
     found = []
-    for kind, a0, a1, b0, b1 in difflib.SequenceMatcher(None, *words, autojunk=False).get_opcodes():
+    for kind, a0, a1, b0, b1 in difflib.SequenceMatcher(
+        None, words[0], words[1], autojunk=False
+    ).get_opcodes():
         before, after = "".join(words[0][a0:a1]), "".join(words[1][b0:b1])
         if kind == "equal":
             found.append(escape(before))
