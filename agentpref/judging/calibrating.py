@@ -37,6 +37,8 @@ from agentpref.prefer.judges.verdicts import Judge
 from agentpref.record.database import connect, translated
 from agentpref.record.judges import Judges, Version
 from agentpref.record.store import Store
+from agentpref.reward.judge import NAME as REWARD
+from agentpref.reward.judge import RewardJudge
 from agentpref.types import Comparison
 
 GOLD_LIMIT = 200
@@ -111,9 +113,15 @@ def calibrate_judge(
     place = Home.open(home)
     with translated(place), closing(connect(place)) as connection:
         Store(connection).require_namespace(namespace)
-        if isinstance(name, str) and name not in rubrics.names(place) and gold is None:
+        known = (*rubrics.names(place), REWARD)
+        if isinstance(name, str) and name not in known and gold is None:
             return _Calibration(connection, namespace, name, asking).of_app(place)
         judge = open_judge(place, connection, name, namespace)
+        if isinstance(judge.judge, RewardJudge):
+            raise JudgeError(
+                "the reward model is measured by its own fit, on pairs that it has not seen; "
+                "`agentpref reward fit` fits and measures it again"
+            )
         job = _Calibration(connection, namespace, judge.name, asking)
         if judge.distrusted:
             judge.require_trusted(namespace)

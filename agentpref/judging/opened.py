@@ -29,6 +29,8 @@ from agentpref.prefer.judges.verdicts import Judge, Opinion, Verdict, opinion, s
 from agentpref.record.database import connect, translated
 from agentpref.record.judges import Judges, Version
 from agentpref.record.store import Store
+from agentpref.reward.judge import NAME as REWARD
+from agentpref.reward.judge import open_judge_of_rewards
 from agentpref.types import Progress, Source, Winner
 
 PANEL = "panel"
@@ -179,7 +181,8 @@ def open_judge(
 ) -> OpenedJudge:
     """Read a judge's rubric, make its engine, and note its version in the home.
 
-    A judge that is given as an object is known by its attributes ``name`` (else that of its class)
+    The judge ``reward`` is the reward model of the namespace, unless a rubric has that name. A
+    judge that is given as an object is known by its attributes ``name`` (else that of its class)
     and ``version``: one with another version has to be calibrated again.
 
     Raises:
@@ -189,6 +192,8 @@ def open_judge(
     """
     if not isinstance(name, str):
         return _of_object(connection, name, namespace)
+    if name == REWARD and name not in rubrics.names(home):
+        return _of_rewards(home, connection, namespace)
     rubric, digest = rubric_of(home, name)
     if rubric.engine == PANEL:
         members = tuple(open_judge(home, connection, one, namespace) for one in rubric.members)
@@ -220,6 +225,21 @@ def rubric_of(home: Home, name: str) -> tuple[Rubric, str]:
                 f"panel {name!r} has the panel {member.name!r} in it; name single judges"
             )
     return rubric, "-".join(one.digest for one in (rubric, *members))
+
+
+def _of_rewards(home: Home, connection: sqlite3.Connection, namespace: str) -> OpenedJudge:
+    judge, calibration = open_judge_of_rewards(home, namespace)
+    version = Version(REWARD, judge.model.name, "")
+    known = Judges(connection)
+    voter = known.register(version)
+    if known.calibration(namespace, voter) is None:
+        noise = {tag: calibration.noise(tag) for tag in calibration.strata}
+        trusted = {tag: one for tag, one in noise.items() if one is not None}
+        about = "held-out pairs of its fit"
+        found = {"calibration": calibration.to_mapping(), "weights": {}, "gold": about}
+        known.calibrate(namespace, voter, trusted, found)
+    rubric = Rubric(name=REWARD, text="the reward model of the namespace", engine="object")
+    return _known(connection, namespace, rubric, version, judge, ())
 
 
 def _of_object(connection: sqlite3.Connection, judge: Judge, namespace: str) -> OpenedJudge:
