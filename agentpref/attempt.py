@@ -266,6 +266,7 @@ class Bench:
                 rows.trained,
                 new=len(rows.new),
                 longer=plan.longer,
+                imitate=plan.longer > 1,
                 checkpoint=self.checkpoint,
                 limits=limits,
             )

@@ -8,14 +8,15 @@ is ended goes on where it was.
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import orjson
 
@@ -38,10 +39,7 @@ from agentpref.record.judges import Judges
 from agentpref.record.log import Log
 from agentpref.record.store import Store
 from agentpref.reward.model import RewardModel
-from agentpref.types import Comparison, Message, Run, Winner
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
+from agentpref.types import THUMBS, Comparison, Message, Run, Winner
 
 POOL = 200
 """So many of the newest pairs are chosen from: each has to be read by the reward model."""
@@ -71,6 +69,14 @@ class Question(NamedTuple):
         return self.first.prompt.messages
 
 
+class _Done(NamedTuple):
+    """What was done with a question: answers that it agrees with, and runs with a thumb down."""
+
+    kind: Literal["answered", "skipped"]
+    agreed: Sequence[bool] = ()
+    down: tuple[str, ...] = ()
+
+
 @dataclass
 class Queue:
     """A person's questions; see :func:`open_queue`.
@@ -90,10 +96,7 @@ class Queue:
     _reward: RewardModel | None
     _pool: int
     _seed: int
-    answered: int = 0
-    skipped: int = 0
-    agreed: list[bool] = field(default_factory=list)
-    _bad: set[str] = field(default_factory=set)
+    _done: dict[str, _Done] = field(default_factory=dict)
 
     def next(self, count: int) -> list[Question]:
         """The next questions, the most telling first; fewer where there are no more."""
@@ -102,8 +105,9 @@ class Queue:
         fresh = (p for p in undecided(self._connection, self.namespace, None, _ANSWERS)
                  if _id(p) not in done)  # fmt: skip
         pool = [*islice(fresh, self._pool)]
-        repeated = [pair for pair in self._decided_by_others() if _id(pair) not in done]
-        again = source.sample(repeated, min(round(REPEATED * count), len(repeated)))
+        repeated = {_id(pair): pair for pair in self._decided_by_others()}
+        left = [pair for name, pair in repeated.items() if name not in done]
+        again = source.sample(left, min(int(REPEATED * count + source.random()), len(left)))
         chosen: list[tuple[Pair, str, bool]] = [
             (pair, self.rule, False) for pair in self._choose(pool, count - len(again))
         ]
@@ -120,35 +124,69 @@ class Queue:
             user_id=self.person,
             comment=comment,
         )
-        self.answered += 1
+        self._done[question.id] = _Done("answered")
         if question.repeated:
-            self.agreed += self._agreement(question, winner)
+            self._done[question.id] = _Done("answered", self._agreement(question, winner))
         return said
 
     def both_bad(self, question: Question, comment: str | None = None) -> None:
-        """Log a thumb down for both answers, and that neither is better."""
-        for run in (question.first, question.second):
-            self._log.thumbs(run.run_id, up=False, user_id=self.person)
-        self._bad.add(question.id)
+        """Log a thumb down for both answers, and that neither is better.
+
+        An answer that the person has given a thumb before keeps it.
+        """
         self.answer(question, "tie", comment)
+        runs = [run.run_id for run in (question.first, question.second)]
+        down = tuple(run_id for run_id in runs if not self._has_thumb(run_id))
+        for run_id in down:
+            self._log.thumbs(run_id, up=False, user_id=self.person)
+        self._done[question.id] = self._done[question.id]._replace(down=down)
 
     def skip(self, question: Question) -> None:
-        """Never ask this person that again."""
-        line = {"namespace": self.namespace, "person": self._voter, "question": question.id}
-        path = self.home.skipped
-        with writing(path), open(path, "ab", opener=open_private) as file:
-            file.write(orjson.dumps(line) + b"\n")
-        self.skipped += 1
+        """Do not ask this person that again."""
+        self._note_skip(question, skipped=True)
+        self._done[question.id] = _Done("skipped")
 
     def undo(self, question: Question) -> None:
-        """Take back what the person said of a question."""
+        """Take back what was said of a question in this session; nothing if it was not asked."""
+        done = self._done.pop(question.id, None)
+        if done is None:
+            return
+        if done.kind == "skipped":
+            self._note_skip(question, skipped=False)
+            return
         first, second = question.first.run_id, question.second.run_id
         self._log.retract(first, "comparison", against=second, user_id=self.person)
-        if question.id in self._bad:
-            self._bad.remove(question.id)
-            for run_id in (first, second):
-                self._log.retract(run_id, user_id=self.person)
-        self.answered -= 1
+        for run_id in done.down:
+            self._log.retract(run_id, user_id=self.person)
+
+    @property
+    def answered(self) -> int:
+        """How many questions were answered in this session."""
+        return sum(one.kind == "answered" for one in self._done.values())
+
+    @property
+    def skipped(self) -> int:
+        """How many were skipped in this session."""
+        return sum(one.kind == "skipped" for one in self._done.values())
+
+    @property
+    def agreed(self) -> list[bool]:
+        """Whether the person said what each other one said, of questions that were repeated."""
+        return [same for one in self._done.values() for same in one.agreed]
+
+    def _note_skip(self, question: Question, *, skipped: bool) -> None:
+        line = {"namespace": self.namespace, "person": self._voter, "question": question.id}
+        path = self.home.skipped
+        with writing(path), open(path, "ab+", opener=open_private) as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - 1))
+            cut_off = size > 0 and file.read(1) != b"\n"  # by a crash
+            file.write(b"\n" * cut_off + orjson.dumps(line | {"skipped": skipped}) + b"\n")
+
+    def _has_thumb(self, run_id: str) -> bool:
+        own = self._voter or None
+        said, _ = Store(self._connection).judgements(run_id)
+        return any(row.key == THUMBS and row.user_id == own for row in said)
 
     @property
     def _voter(self) -> str:
@@ -162,9 +200,11 @@ class Queue:
             for row, pair in self._compared()
             if row.source == "human" and row.user_id == voter
         }
-        return found | {line["question"] for line in self._skips() if line["person"] == self._voter}
+        skips = {line["question"]: line["skipped"] for line in self._skips()}
+        return found | {name for name, skipped in skips.items() if skipped}
 
-    def _skips(self) -> Iterator[Mapping[str, str]]:
+    def _skips(self) -> Iterator[Mapping[str, Any]]:
+        """What the person skipped, or asked for again, the newest last."""
         if not self.home.skipped.exists():
             return
         with reading(self.home.skipped) as file:
@@ -173,7 +213,9 @@ class Queue:
                     found = orjson.loads(line)
                 except ValueError:  # a line that was cut off by a crash
                     continue
-                if found.get("namespace") == self.namespace:
+                about = {"namespace": self.namespace, "person": self._voter}
+                is_whole = isinstance(found, dict) and found.keys() >= {"question", "skipped"}
+                if is_whole and about.items() <= found.items():
                     yield found
 
     def _decided_by_others(self) -> list[Pair]:
@@ -210,24 +252,23 @@ class Queue:
         if self._reward is None or self.rule == "random" or not pool:
             source = random.Random(f"{self._seed} {self.person}")
             return source.sample(pool, min(count, len(pool)))
-        at, said = self._features(pool)
-        chosen = choose(candidates(self._reward.heads, at, said), count, self.rule, seed=self._seed)
-        return [pool[number] for number in chosen]
-
-    def _features(self, pool: Sequence[Pair]) -> tuple[NDArray[Any], NDArray[Any]]:
         import numpy as np
 
-        assert self._reward is not None
-        read = [
-            self._reward.features(
-                pair.a.prompt.messages, [pair.a.output, pair.b.output], tools=pair.a.prompt.tools
-            )
-            for pair in pool
-        ]
-        return (
-            np.stack([one.prompt for one in read]),
-            np.stack([one.answers[0] - one.answers[1] for one in read]),
-        )
+        read, readable = [], []
+        for pair in pool:
+            prompt, answers = pair.a.prompt, [pair.a.output, pair.b.output]
+            with suppress(RewardError):  # too long for its base, say
+                read.append(self._reward.features(prompt.messages, answers, tools=prompt.tools))
+                readable.append(pair)
+        if len(readable) < len(pool):
+            left = len(pool) - len(readable)
+            self.notes.append(f"{left} of {len(pool)} pairs cannot be read by the reward model")
+        if not readable:
+            return []
+        at = np.stack([one.prompt for one in read])
+        said = np.stack([one.answers[0] - one.answers[1] for one in read])
+        some = candidates(self._reward.heads, at, said)
+        return [readable[n] for n in choose(some, count, self.rule, seed=self._seed)]
 
 
 @contextmanager
@@ -277,12 +318,14 @@ def open_queue(
         )
 
 
-def newest_reward(home: Home | str | Path | None, namespace: str) -> RewardModel | None:
-    """A namespace's reward model; ``None`` if it has none."""
+def newest_reward(
+    home: Home | str | Path | None, namespace: str, *, model: str | None = None
+) -> RewardModel | None:
+    """A namespace's reward model; ``None`` if it has none. ``model`` is where its base is."""
     from agentpref.reward.model import open_reward
 
     try:
-        return open_reward(home, namespace=namespace)
+        return open_reward(home, namespace=namespace, model=model)
     except RewardError:
         return None
 
@@ -293,7 +336,7 @@ def _noise(connection: sqlite3.Connection, namespace: str) -> float | None:
         (" ".join(sorted((row.run_a, row.run_b))), row.user_id or "",
          row.winner if row.run_a <= row.run_b else row.swap().winner)
         for row in standing_comparisons(connection, namespace)
-        if row.source == "human"
+        if row.source == "human" and row.winner != "tie"  # which is no wrong label
     ]  # fmt: skip
     found = people_agreement(votes, alpha=False)
     if found["pairs"] + found["repeats"] < _FEWEST:

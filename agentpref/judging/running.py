@@ -48,9 +48,9 @@ class JudgeRun:
     ``questions`` counts pairs of answers that nobody had compared. Each was ``asked``, is
     ``waiting`` (beyond a limit, or its calls failed), or is counted by its stratum in
     ``untrusted``. Of those asked, ``decided`` have a winner, ``ties`` none; in ``position`` the
-    verdicts followed the place of the answers, in ``steered`` the winner spoke to its judge and
-    lost, and ``forgotten`` ones were removed meanwhile, so that nothing is written. ``sampled``
-    answers were drawn from live first.
+    verdicts followed the place of the answers, in ``steered`` what won spoke to its judge, and so
+    did not win, and ``forgotten`` ones were removed meanwhile, so that nothing is written.
+    ``sampled`` answers were drawn from live first.
     """
 
     judge: str
@@ -183,7 +183,12 @@ def compare(
                 unwritten, written_at = [], time.monotonic()
     finally:
         done.forgotten += write_opinions(connection, judge, unwritten)
-    if done.spending.stopped:
+    if done.spending.stopped and not found:
+        done.notes.append(
+            f"ended: {done.spending.stopped}, before the first question of the run; raise the "
+            "limit, or leave out the recheck (--recheck 0)"
+        )
+    elif done.spending.stopped:
         done.notes.append(f"ended: {done.spending.stopped}; the same command goes on")
     return found
 

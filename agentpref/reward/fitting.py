@@ -20,6 +20,7 @@ from agentpref.errors import ConfigError, RewardError
 from agentpref.home import Home
 from agentpref.learn.process import LOADING
 from agentpref.prefer.catalog import Catalog
+from agentpref.prefer.strata import sample
 from agentpref.prove.bootstrap import Paired
 from agentpref.prove.signs import Signs
 from agentpref.record.database import connect, exclusive, translated
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from agentpref.models.base import BaseModel
 
 HEADS, MOST_HEADS = 5, 32
+MOST = 4_000
+"""So many examples train a model, and half as many prove it: a fit takes memory by their square."""
+
 _READ_AT_ONCE = 500
 
 
@@ -111,11 +115,20 @@ def fit_reward(
         entries = catalog.entries()
         if not settings.thumbs.weight:
             entries = [one for one in entries if not one.lone]
-        if not any(not one.held_out for one in entries):
+        sides = [[one for one in entries if one.held_out is held] for held in (False, True)]
+        if not sides[0]:
+            reasons = ", ".join(f"{n} {why.replace('_', ' ')}" for why, n in
+                                catalog.left_out().items())  # fmt: skip
             raise RewardError(
                 f"nothing in namespace {namespace!r} says which answers are good, or all of it is "
-                "held out; log thumbs, corrections or comparisons first"
+                f"held out; log comparisons first{f' (there: {reasons})' if reasons else ''}"
             )
+        used = [*sample(sides[0], MOST), *sample(sides[1], MOST // 2)]
+        notes: tuple[str, ...] = ()
+        if len(used) < len(entries):
+            notes = (f"{len(used):,} of {len(entries):,} examples, as equally of each stratum as "
+                     "possible",)  # fmt: skip
+        entries = used
         base = _load(model, settings, tell)
         shelf = Shelf(place, namespace)
         with shelf.features(base.numbers) as memory:
@@ -141,11 +154,11 @@ def fit_reward(
             strength=made.strength,
             temperature=made.temperature,
             left_out=dict(left_out),
+            notes=notes,
         )
         report = _proven(report, shelf, base, made, read)
         if report.verdict == "kept":
             about = {**report.to_mapping(), "base": base.identity, "at": time.time()}
-            about["max_length"] = settings.max_length
             report = replace(report, name=shelf.write(made.to_arrays(), about).name)
     return replace(report, seconds=time.monotonic() - begun)
 
@@ -267,13 +280,15 @@ def _proven(
             f"right about {report.quality.right} of {report.quality.pairs} held-out pairs, which "
             "a coin may be; collect more comparisons"
         )
-        return replace(report, verdict="insufficient", notes=(note,))
+        if not report.quality.pairs:
+            note = "no comparison is held out, and thumbs alone prove nothing; collect comparisons"
+        return replace(report, verdict="insufficient", notes=(*report.notes, note))
     if not shelf.names():
         return report
     kept = shelf.read()
     if decisions.digests_of(kept.about["base"]) != decisions.digests_of(base.identity):
         note = f"{kept.name} reads another base, so the two were not compared"
-        return replace(report, notes=(note,))
+        return replace(report, notes=(*report.notes, note))
     older = Heads.from_arrays(kept.arrays)
     right = [(read.margins(one) > 0).astype(float).tolist() for one in (older, made)]
     prompts = tuple(row.told.prompt for row in read.pairs())
@@ -285,4 +300,4 @@ def _proven(
         f"{signs.better} held-out prompts became better than with {kept.name}, {signs.worse} "
         f"worse: a proven loss, so {kept.name} stays; look at what was said since"
     )
-    return replace(report, verdict="refused", notes=(note,))
+    return replace(report, verdict="refused", notes=(*report.notes, note))

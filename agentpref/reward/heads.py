@@ -42,6 +42,8 @@ _STEPS = 300
 _SAMPLED = 1000  # rows that tell how far prompts lie from one another
 _AT_ONCE = 512
 _SHORTEST, _LONGEST = 0.05, 20.0  # temperatures
+_SAME = 1e-4  # a square distance below which two prompts are one
+_RIDGE = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +91,8 @@ class Space:
         space = cls(mean, _inverse_size(judged.at - mean), said_mean, scale, 1.0)
         some = space.place(judged.at[:_SAMPLED])
         distances = _squared_distances(some, some)[~np.eye(len(some), dtype=bool)]
-        width = float(np.median(distances)) / 2 if len(distances) else 1.0
-        return replace(space, width=max(width, 1e-6))
+        apart = distances[distances > _SAME]
+        return replace(space, width=float(np.median(apart)) / 2 if len(apart) else 1.0)
 
     def place(self, at: NDArray[Any]) -> NDArray[Any]:
         """Prompts ``[n, d]`` as they are compared."""
@@ -207,8 +209,7 @@ def fit(judged: Judged, *, heads: int = 5, seed: int = 0) -> Heads:
     kernel = (space.kernel(at, at) * (said @ said.T)).astype(np.float64)
     # Of K = L·Lᵀ each row of L is a vector whose products are the kernel's: what is fitted is a
     # linear model on these, r = L·u with ‖r‖² = u·u, and α solves Lᵀ·α = u.
-    ridge = 1e-6 * max(float(np.trace(kernel)) / len(kernel), 1e-9)
-    rows = np.linalg.cholesky(kernel + ridge * np.eye(len(kernel)))
+    rows = _factor(kernel)
     problem = _Problem(rows.astype(np.float32), judged)
     strength, margins = _choose(problem, judged.prompts)
     alphas, thresholds = [], []
@@ -229,6 +230,20 @@ def fit(judged: Judged, *, heads: int = 5, seed: int = 0) -> Heads:
         return found
     apart = found.margins(judged.at[pairs], judged.said[pairs]).mean(1)
     return replace(found, length=float(lengths @ apart) / square)
+
+
+def _factor(kernel: NDArray[Any]) -> NDArray[Any]:
+    """L of K = L·Lᵀ, with as little added to the diagonal as rounding makes necessary."""
+    import numpy as np
+
+    ridge = _RIDGE * max(float(np.trace(kernel)) / len(kernel), 1e-9) * np.eye(len(kernel))
+    try:
+        rows: NDArray[Any] = np.linalg.cholesky(kernel + ridge)
+    except np.linalg.LinAlgError:
+        # Its eigenvectors do not fail, and what is negative is rounding.
+        values, vectors = np.linalg.eigh(kernel)
+        rows = np.linalg.cholesky((vectors * np.maximum(values, 0)) @ vectors.T + ridge)
+    return rows
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,9 @@ class Score(NamedTuple):
     """What a reward model gives an answer, in log-odds.
 
     Of several answers to a prompt, scores are differences from their mean: σ(a − b) is the
-    probability that a is better. ``mean`` and ``variance`` are over the heads; ``lower`` is mean −
-    variance, which an answer that is only good by one head does not reach.
+    probability that a is better. That of one answer alone compares with nothing. ``mean`` and
+    ``variance`` are over the heads; ``lower`` is mean − variance, which an answer that is only good
+    by one head does not reach.
     """
 
     mean: float
@@ -81,7 +82,7 @@ class RewardModel:
             messages: the prompt.
             answers: one or more.
             tools: what was offered.
-            length_controlled: leave out how the score goes with the length of an answer.
+            length_controlled: leave out how scores go with length, among several answers.
 
         Raises:
             RewardError: the model was deleted from the home since, or an answer cannot be read
@@ -97,8 +98,9 @@ class RewardModel:
         if not answers:
             return []
         features = self.features(messages, answers, tools=tools)
-        rewards = self.heads.rewards(*features, length_controlled=length_controlled)
-        if len(answers) > 1:
+        several = len(answers) > 1
+        rewards = self.heads.rewards(*features, length_controlled=length_controlled and several)
+        if several:
             rewards = rewards - rewards.mean(0)
         return [Score(float(np.mean(own)), float(np.var(own))) for own in rewards]
 
@@ -119,9 +121,31 @@ class RewardModel:
         return self.score(messages, [answer])[0].mean
 
     def rank(self, request: GenerationRequest, replies: Sequence[Reply]) -> list[float]:
-        """The lower bounds of the scores of several replies: what best-of-N chooses by."""
-        answers = [reply.message for reply in replies]
-        return [one.lower for one in self.score(request.messages, answers, tools=request.tools)]
+        """The lower bounds of the scores of several replies: what best-of-N chooses by.
+
+        An answer that cannot be read under the base has −∞.
+
+        Raises:
+            RewardError: none of them can be read.
+        """
+        problems = [self._problem(request, reply) for reply in replies]
+        readable = [number for number, problem in enumerate(problems) if problem is None]
+        if not readable:
+            raise RewardError(problems[0])
+        answers = [replies[number].message for number in readable]
+        scores = [-math.inf] * len(replies)
+        found = self.score(request.messages, answers, tools=request.tools)
+        for number, one in zip(readable, found, strict=True):
+            scores[number] = one.lower
+        return scores
+
+    def _problem(self, request: GenerationRequest, reply: Reply) -> str | None:
+        """Why a reply cannot be read under the base; ``None`` if it can."""
+        try:
+            self._encoded(request.messages, [reply.message], request.tools)
+        except RewardError as error:
+            return str(error)
+        return None
 
     def _encoded(
         self, messages: Sequence[Message], answers: Sequence[Message | str], tools: Sequence[Tool]
@@ -174,7 +198,7 @@ def open_reward(
             f"{kept.name} was fitted on {trained_on['name']!r}, whose weights or chat template are "
             f"not those of {base.name!r}; name its base, or fit it again"
         )
-    longest = min(int(kept.about["max_length"]), base.positions or 1 << 30)
+    longest = base.positions or 1 << 30
     return RewardModel(kept.name, kept.path, heads, base, kept.about, longest, FeatureReader(base))
 
 

@@ -57,16 +57,41 @@ def test_a_fit_without_enough_to_prove_it_exits_5(run, home) -> None:
     assert "has no reward model" in run("reward", "score", "/dev/null", exits=1).err
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"prompt": "x"}', '{"answers": ["a"]}'])
-def test_a_line_that_asks_nothing_is_refused_by_its_number(run, compared, line) -> None:
-    run("reward", "fit", "--model", "tiny", "--quiet")
+@pytest.mark.parametrize(
+    "line",
+    [
+        "{", "[]", '{"prompt": "x"}', '{"answers": ["a"]}', '{"prompt": "x", "answers": [1]}',
+        '{"messages": ["x"], "answers": ["a"]}',
+        '{"messages": [{"content": "x"}], "answers": ["a"]}',
+        '{"prompt": "\\ud800", "answers": ["a"]}',
+    ],
+)  # fmt: skip
+def test_a_line_that_asks_nothing_is_refused_by_its_number(
+    run, compared, monkeypatch, line
+) -> None:
+    monkeypatch.setattr("agentpref.reward.open_reward", lambda *given, **more: None)
     file = compared / "asked.jsonl"
     file.write_text(line, encoding="utf-8")
     assert "line 1" in run("reward", "score", file, exits=2).err
 
 
+def test_what_cannot_be_read_is_named_by_its_line_and_a_damaged_model_by_its_file(
+    run, compared
+) -> None:
+    run("reward", "fit", "--model", "tiny", "--quiet")
+    file = compared / "asked.jsonl"
+    file.write_text(json.dumps({"prompt": "x", "answers": ["word " * 5_000]}), encoding="utf-8")
+    assert "line 1: an answer cannot be read" in run("reward", "score", file, exits=1).err
+    file.write_bytes(b"\xff\xfe")
+    assert "is not UTF-8" in run("reward", "score", file, exits=2).err
+    (model,) = (compared / "rewards").glob("*/reward-*.safetensors")
+    with model.open("ab") as opened:
+        opened.write(b"x")
+    assert "is not the file that was written" in run("reward", "list").out
+
+
 def test_questions_are_asked_and_answers_are_logged(run, compared) -> None:
-    lines = "1 it is shorter\n2\nwhat\nt\nu\ns\nb\n"
+    lines = "1 it is shorter\n2\nwhat\nt\nu\ns\nu\ns\nb\n"
     done = CliRunner().invoke(app, ["ask", "--n", "8", "--user-id", "eve"], input=lines)
     assert done.exit_code == 0, done.output
     assert "there is no reward model" in done.stdout
@@ -78,7 +103,9 @@ def test_questions_are_asked_and_answers_are_logged(run, compared) -> None:
 def test_questions_are_printed_as_json_and_none_is_asked(run, compared) -> None:
     found = run("ask", "--n", "4", "--json").json
     assert (len(found["questions"]), found["rule"]) == (4, "random")
-    assert {"messages", "first", "second", "tag", "why", "question"} == {*found["questions"][0]}
+    assert {"messages", "first", "second", "tag", "why", "question", "repeated"} == {
+        *found["questions"][0]
+    }
 
 
 def test_a_log_without_second_answers_has_nothing_to_ask(run, home) -> None:

@@ -56,8 +56,7 @@ class Desk:
         else:
             self.queue.answer(question, _WINNERS[choice], comment)
         del self.ahead[0]
-        if choice != "skip":
-            self.behind.append(question)
+        self.behind.append(question)
         return True
 
     def undo(self) -> bool:

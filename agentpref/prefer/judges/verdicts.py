@@ -110,7 +110,7 @@ class Opinion(NamedTuple):
 
     ``follows`` is ``"first"`` or ``"second"`` where both verdicts name the answer in that place.
     ``steered`` says that the answer which they named wins beside the point, too, so that it does
-    not win here.
+    not win here: the other one does, or neither, if that steers as well.
     """
 
     winner: Winner

@@ -37,6 +37,7 @@ from agentpref.record.deletion.removal import (
     purge_refused,
     rehearsal,
     removal,
+    remove_derived,
 )
 from agentpref.record.ingest.checks import as_id, known_id
 from agentpref.record.ingest.pseudonyms import UNNAMED
@@ -235,6 +236,8 @@ def _forget(
         updates.forget_words(sources)
         taint(connection, revisions, time.time())
         _bury(connection, tombstones)
+        if not dry_run:
+            remove_derived(connection, home)
         removed = delete(connection)
     return Forgotten(**asdict(removed), revisions=revisions, rebuild=rebuilds(connection, home))
 

@@ -15,7 +15,7 @@ import shutil
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -88,25 +88,16 @@ def expire(
     place = Home.open(home)
     now = time.time()
     before = now - older_than
-    with ExitStack() as stack:
-        if dry_run:
-            connection = stack.enter_context(rehearsal(place))
-        else:
-            idle = not _any_older(place, before)
-            connection = stack.enter_context(removal(place, progress, keeps_rewards=idle))
+    with rehearsal(place) if dry_run else removal(place, progress) as connection:
         if not force:
             _require_plausible_clock(connection, now, before)
         if not dry_run:
             purge_refused(place, lambda fields: fields["created_at"] < before)
         with transaction(connection):
             choose(connection, "created_at < :before", "0", {"before": before})
+            if not dry_run:
+                remove_derived(connection, place)
             return delete(connection)
-
-
-def _any_older(home: Home, before: float) -> bool:
-    query = "SELECT 1 FROM run WHERE created_at < ? LIMIT 1"
-    with translated(home), closing(connect(home, readonly=True)) as connection:
-        return connection.execute(query, (before,)).fetchone() is not None
 
 
 def _require_plausible_clock(connection: sqlite3.Connection, now: float, before: float) -> None:
@@ -127,20 +118,13 @@ def _require_plausible_clock(connection: sqlite3.Connection, now: float, before:
 
 @contextmanager
 def removal(
-    home: Home,
-    progress: Progress | None = None,
-    *,
-    of_a_merge: bool = False,
-    keeps_rewards: bool = False,
+    home: Home, progress: Progress | None = None, *, of_a_merge: bool = False
 ) -> Iterator[sqlite3.Connection]:
     """Lock a home, write its spill to the database, run the block, then scrub the database.
 
     No merge runs meanwhile: its copy of another home may hold what is to be removed. With
     ``of_a_merge``, the caller is that merge, and has :func:`merging`. What killed processes left of
     the drafts of files goes, too.
-
-    Reward models and their features go first: they were fitted on what is removed, and are fitted
-    again without it. ``keeps_rewards`` is for a removal that removes nothing.
 
     The connection overwrites what it deletes. It does not enforce foreign keys: SQLite would search
     the whole table of messages for the children of each deleted one. :func:`delete` leaves no
@@ -157,8 +141,6 @@ def removal(
         drain(home)
         with writing(home.path):
             clear_drafts(home.path)
-            if not keeps_rewards and home.rewards.exists():
-                shutil.rmtree(home.rewards)
         with translated(home), closing(connect(home)) as connection:
             connection.execute("PRAGMA foreign_keys = OFF")
             connection.execute("PRAGMA secure_delete = ON")
@@ -208,6 +190,20 @@ def chosen_judgements(connection: sqlite3.Connection) -> list[str]:
     """Return the ids of the chosen feedback and comparisons."""
     query = "SELECT id FROM gone_feedback UNION ALL SELECT id FROM gone_comparison"
     return [key for (key,) in connection.execute(query)]
+
+
+def remove_derived(connection: sqlite3.Connection, home: Home) -> None:
+    """Remove what was made of the home's texts and names none, if anything is chosen.
+
+    Those are reward models, the features that they were fitted on, and which questions people
+    skipped. They go before the rows: what a crash leaves then has not seen less than it should.
+    """
+    if not (chosen_runs(connection) or chosen_judgements(connection)):
+        return
+    with writing(home.path):
+        if home.rewards.exists():
+            shutil.rmtree(home.rewards)
+        home.skipped.unlink(missing_ok=True)
 
 
 def delete(connection: sqlite3.Connection) -> Removed:

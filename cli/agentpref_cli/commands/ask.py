@@ -37,6 +37,14 @@ def ask(
     pool: Annotated[
         int, typer.Option(min=1, metavar="N", help="Choose from so many pairs, the newest.")
     ] = 200,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Where the reward model's base is [default: as it was fitted with].",
+            show_default=False,
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of what is drawn at random.")] = 0,
     home: options.Home = None,
     namespace: options.Namespace = "default",
@@ -54,7 +62,7 @@ def ask(
     from agentpref.elicitation import open_queue
     from agentpref.elicitation.questions import newest_reward
 
-    reward = None if rule == "random" else newest_reward(home, namespace)
+    reward = None if rule == "random" else newest_reward(home, namespace, model=model)
     with open_queue(
         home, namespace=namespace, person=user_id, rule=rule, reward=reward, pool=pool, seed=seed
     ) as queue:
@@ -136,4 +144,5 @@ def _plain(one: Question) -> dict[str, Any]:
         "second": {"run": one.second.run_id, "message": one.second.output},
         "tag": one.first.tag,
         "why": one.why,
+        "repeated": one.repeated,
     }

@@ -425,7 +425,7 @@ def _show_run(done: JudgeRun) -> None:
         GOOD if done.decided else WARN,
     )
     if done.steered:
-        say(f"in {done.steered:,} the answer that won spoke to its judge, so it lost", WARN)
+        say(f"in {done.steered:,} the answer that won spoke to its judge, so it did not win", WARN)
     if done.principles:
         table(("principle", "decided"), [*done.principles.most_common()])
     if done.untrusted:

@@ -31,6 +31,14 @@ def review(
     pool: Annotated[
         int, typer.Option(min=1, metavar="N", help="Choose from so many pairs, the newest.")
     ] = 200,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Where the reward model's base is [default: as it was fitted with].",
+            show_default=False,
+        ),
+    ] = None,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(metavar="N", min=0, max=65535, help="0 takes a free one.")
@@ -57,7 +65,7 @@ def review(
     names = list(dict.fromkeys(annotator or [getpass.getuser()]))
     tokens = {secrets.token_urlsafe(24): name for name in names}
     with closing(listening_at(host, port)) as listening:
-        reward = None if rule == "random" else newest_reward(place, namespace)
+        reward = None if rule == "random" else newest_reward(place, namespace, model=model)
         with Desks(place, namespace=namespace, rule=rule, reward=reward, pool=pool) as desks:
             address = listening.getsockname()
             shown = f"[{address[0]}]" if ":" in address[0] else address[0]

@@ -14,7 +14,7 @@ from agentpref_cli import options
 from agentpref_cli.terminal import BAD, GOOD, WARN, moment, print_result, progress, say, table
 
 if TYPE_CHECKING:
-    from agentpref.reward import RewardReport, Score
+    from agentpref.reward import RewardReport, Score, Shelf
 
 NOT_KEPT = {"insufficient": 5, "refused": 4}
 
@@ -86,8 +86,18 @@ def list_(
 
     with options.reading(home, namespace) as connection:
         shelf = Shelf(Home.of(connection), namespace)
-        found = [{**shelf.read(name).about, "name": name} for name in shelf.names()]
+        found = [_listed(shelf, name) for name in shelf.names()]
     print_result(as_json, {"rewards": found}, lambda: _show_list(found))
+
+
+def _listed(shelf: Shelf, name: str) -> dict[str, Any]:
+    """What a model's fit reported, or what is wrong with its file."""
+    from agentpref.errors import AgentprefError
+
+    try:
+        return {**shelf.read(name).about, "name": name}
+    except AgentprefError as error:
+        return {"name": name, "problem": str(error)}
 
 
 @app.command("score", short_help="Score answers to a prompt.")
@@ -130,31 +140,43 @@ def score(
     Scores are in log-odds around their mean: σ of a difference is the probability that one answer
     is better. `lower` is a score less the variance over the heads, which best-of-N chooses by.
     """
+    from agentpref.errors import RewardError
     from agentpref.reward import open_reward
 
     opened = open_reward(home, namespace=namespace, name=name, model=model)
-    for messages, answers in _asked(file):
-        scores = opened.score(messages, answers, length_controlled=length_controlled)
+    for number, (messages, answers, tools) in _asked(file):
+        try:
+            scores = opened.score(
+                messages, answers, tools=tools, length_controlled=length_controlled
+            )
+        except RewardError as error:
+            raise RewardError(f"line {number}: {error}") from error
         print_result(as_json, _plain(scores), lambda: _show_scores(answers, scores))  # noqa: B023
         sys.stdout.flush()
 
 
-def _asked(file: Path | None) -> Iterator[tuple[list[Any], list[Any]]]:
+def _asked(file: Path | None) -> Iterator[tuple[int, tuple[list[Any], list[Any], list[Any]]]]:
+    """The lines of a file, by number: messages, answers and tools."""
     lines = sys.stdin if file is None else file.open(encoding="utf-8")
-    with lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise typer.BadParameter(f"line {number} is no JSON: {error}") from error
-            yield _read(row, number)
+    number = 0
+    try:
+        with lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, _read(json.loads(line), number)
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(f"after line {number} it is not UTF-8") from error
+    except json.JSONDecodeError as error:
+        raise typer.BadParameter(f"line {number} is no JSON: {error}") from error
 
 
-def _read(row: Any, number: int) -> tuple[list[Any], list[Any]]:
+def _read(row: Any, number: int) -> tuple[list[Any], list[Any], list[Any]]:
+    from agentpref.errors import InvalidMessage
+    from agentpref.record.messages import check_shapes, check_tool_shapes
+
     given = row if isinstance(row, Mapping) else {}
     messages, answers = given.get("messages", given.get("prompt")), given.get("answers")
+    tools = given.get("tools") or []
     if isinstance(messages, str):
         messages = [{"role": "user", "content": messages}]
     is_asked = isinstance(messages, list) and messages
@@ -162,7 +184,15 @@ def _read(row: Any, number: int) -> tuple[list[Any], list[Any]]:
         raise typer.BadParameter(
             f"line {number} must have `messages` (or `prompt`) and a list `answers`"
         )
-    return messages, answers
+    said = [{"role": "assistant", "content": a} if isinstance(a, str) else a for a in answers]
+    try:
+        check_shapes(tuple(messages))
+        check_shapes(tuple(said))
+        check_tool_shapes(tuple(tools))
+        json.dumps(row, ensure_ascii=False).encode()
+    except (InvalidMessage, UnicodeEncodeError) as error:
+        raise typer.BadParameter(f"line {number}: {error}") from error
+    return messages, said, tools
 
 
 def _plain(scores: list[Score]) -> dict[str, Any]:
@@ -180,7 +210,7 @@ def _show_scores(answers: list[Any], scores: list[Score]) -> None:
     rows = [
         (
             "best" if place == best else "", f"{one.mean:+.2f}", f"{one.variance:.2f}",
-            f"{one.lower:+.2f}", str(answer)[:60],
+            f"{one.lower:+.2f}", str(answer.get("content"))[:60],
         )
         for place, (answer, one) in enumerate(zip(answers, scores, strict=True))
     ]  # fmt: skip
@@ -227,6 +257,9 @@ def _show_list(found: list[dict[str, Any]]) -> None:
     if not found:
         say("no reward model; `agentpref reward fit` fits one", WARN)
         return
+    for one in found:
+        if "problem" in one:
+            say(one["problem"], BAD)
     table(
         ("name", "fitted", "base", "pairs", "thumbs", "held out", "right"),
         [
@@ -235,5 +268,6 @@ def _show_list(found: list[dict[str, Any]]) -> None:
                 one["quality"]["pairs"], one["quality"]["right"],
             )
             for one in found
+            if "problem" not in one
         ],
     )  # fmt: skip

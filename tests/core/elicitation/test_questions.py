@@ -10,6 +10,7 @@ import pytest
 from agentpref.elicitation import Queue, open_queue
 from agentpref.elicitation.questions import newest_reward
 from agentpref.home import Home
+from agentpref.record.deletion.forget import forget
 from agentpref.record.log import Log
 from agentpref.reward import RewardModel, fit_reward
 from agentpref.testing.judges import drawn
@@ -80,7 +81,7 @@ def test_some_questions_that_others_have_answered_are_mixed_in_and_tell_how_far_
         queue.answer(question, "a")
     with open_queue(home, person="ben") as other:
         questions = other.next(20)
-        (first, second) = [one for one in questions if one.repeated]
+        first, second, *_ = [one for one in questions if one.repeated]
         same = known[first.id].first.run_id == first.first.run_id
         other.answer(first, "a" if same else "b")
         other.answer(second, "tie")
@@ -115,12 +116,77 @@ def test_undoing_a_plain_answer_takes_back_no_thumbs(home: Home, queue: Queue) -
     assert len([*home.feedback()]) == before + 1
 
 
-def test_a_line_that_a_crash_cut_off_is_passed_over(home: Home, queue: Queue) -> None:
+def test_an_undone_both_bad_leaves_older_thumbs(home: Home, queue: Queue) -> None:
+    (question,) = queue.next(1)
+    queue._log.thumbs(question.first.run_id, up=True, user_id="ana")
+    queue.both_bad(question)
+    queue.undo(question)
+    rows = [row for row in home.feedback() if row.run_id == question.first.run_id]
+    thumbs = [(row.key, row.score, row.comment) for row in rows if "comparison" not in str(row)]
+    assert thumbs == [("thumbs", 1.0, None)]
+
+
+def test_a_skip_can_be_undone(queue: Queue) -> None:
     (question,) = queue.next(1)
     queue.skip(question)
+    queue.undo(question)
+    assert (queue.answered, queue.skipped) == (0, 0)
+    assert question.id in {one.id for one in queue.next(40)}
+    queue.undo(question)  # what was not asked has nothing to undo
+    assert queue.answered == 0
+
+
+def test_an_undone_answer_counts_for_no_agreement(home: Home, queue: Queue) -> None:
+    for question in queue.next(20):
+        queue.answer(question, "a")
+    with open_queue(home, person="ben") as other:
+        repeated = next(one for one in other.next(20) if one.repeated)
+        other.answer(repeated, "b")
+        assert len(other.agreed) == 1
+        other.undo(repeated)
+        assert other.agreed == []
+
+
+def test_what_several_people_answered_is_asked_once(home: Home, queue: Queue) -> None:
+    (question,) = queue.next(1)
+    for person in ("ana", "ben", "eve"):
+        queue._log.compare(
+            question.first.run_id, question.second.run_id, winner="a", user_id=person
+        )
+    with open_queue(home, person="dora") as other:
+        ids = [one.id for one in other.next(40)]
+    assert len(ids) == len({*ids})
+
+
+def test_ties_are_no_wrong_labels(home: Home, queue: Queue) -> None:
+    for number, question in enumerate(queue.next(20)):
+        queue.answer(question, "a")
+        queue._log.compare(
+            question.first.run_id, question.second.run_id,
+            winner="tie" if number % 3 == 0 else "a", user_id="ben",
+        )  # fmt: skip
+    with open_queue(home, person="eve") as other:
+        assert other.noise == 0.0
+
+
+@pytest.mark.parametrize("line", [b'{"namespace": "def', b"[1]\n", b'{"namespace":"default"}\n'])
+def test_a_damaged_line_is_passed_over_and_later_ones_are_read(
+    home: Home, queue: Queue, line: bytes
+) -> None:
+    first, second = queue.next(2)
+    queue.skip(first)
     with open(home.skipped, "ab") as file:
-        file.write(b'{"namespace": "def')
-    assert question.id not in {one.id for one in queue.next(40)}
+        file.write(line)
+    queue.skip(second)
+    assert {first.id, second.id}.isdisjoint(one.id for one in queue.next(40))
+
+
+def test_a_removal_forgets_what_was_skipped(home: Home, queue: Queue) -> None:
+    (question,) = queue.next(1)
+    queue.skip(question)
+    queue._log.thumbs(question.first.run_id, up=True, user_id="ana")
+    forget(home, user_id="ana")
+    assert not home.skipped.exists()
 
 
 def test_people_who_disagree_often_are_asked_at_random(home: Home) -> None:
@@ -174,6 +240,18 @@ def test_with_a_reward_model_what_it_knows_least_comes_first(
     chosen = sure([(str(q.first.output["content"]), str(q.second.output["content"]))
                    for q in questions])  # fmt: skip
     assert chosen < sure([answers(n) for n in range(200, 230)])
+
+
+def test_a_pair_that_cannot_be_read_is_left_out_and_counted(
+    fitted: tuple[Home, RewardModel],
+) -> None:
+    home, reward = fitted
+    with Log(home.path) as log:
+        for text in ("word " * 5_000, "short"):
+            log.record(asked(999), text, tags=["chat"])
+    with open_queue(home, person="dora", reward=reward) as queue:
+        assert len(queue.next(10)) == 10
+        assert "cannot be read by the reward model" in queue.notes[0]
 
 
 def test_a_home_without_a_reward_model_has_none(home: Home) -> None:

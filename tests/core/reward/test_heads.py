@@ -144,6 +144,16 @@ def test_a_few_rows_can_be_fitted(n: int) -> None:
     assert np.isfinite(heads.margins(judged(5).at, judged(5).said)).all()
 
 
+@pytest.mark.parametrize("same", [0.5, 0.9, 1.0])
+def test_many_judgements_of_one_prompt_can_be_fitted(same: float) -> None:
+    rng = np.random.default_rng(5)
+    known = judged(300)
+    known.at[: int(300 * same)] = rng.normal(size=AT)
+    heads = fit(known)
+    assert heads.space.width > 1e-4
+    assert right(heads, known) > 0.85
+
+
 def test_features_that_never_change_count_nothing() -> None:
     known = judged()
     known.said[:, 3] = 0

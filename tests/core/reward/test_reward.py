@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,18 @@ import pytest
 import torch
 
 from agentpref.config import UpdateConfig
-from agentpref.errors import ConfigError, RewardError, UnknownNamespace, WrongBase
+from agentpref.errors import (
+    ConfigError,
+    RewardError,
+    UnknownNamespace,
+    UnknownRun,
+    UnknownUser,
+    WrongBase,
+)
 from agentpref.home import Home
 from agentpref.learn.features import FeatureReader
 from agentpref.models.base import load_base
-from agentpref.record.deletion.forget import forget
+from agentpref.record.deletion.forget import forget, forget_run
 from agentpref.record.deletion.removal import expire
 from agentpref.record.log import Log
 from agentpref.reward import RewardFollower, Shelf, fit_reward, kl_of_best, open_reward
@@ -142,6 +150,16 @@ def test_a_removal_deletes_it_and_the_next_fit_has_not_seen_what_is_gone(
             fit_reward(place, model="tiny")
 
 
+def test_a_removal_of_nothing_keeps_it(home: Home) -> None:
+    forget(home, user_id="nobody")
+    with pytest.raises(UnknownUser):
+        forget(home, user_id="a stranger", missing_ok=False)
+    with pytest.raises(UnknownRun):
+        forget_run(home, "01a22bc7-7645-7497-b786-72ea88ef8828")
+    forget(home, user_id="person 1", dry_run=True)
+    assert open_reward(home).name
+
+
 def test_an_expiry_of_nothing_keeps_it(home: Home) -> None:
     expire(home, older_than=86_400)
     assert open_reward(home).name
@@ -175,7 +193,7 @@ def test_a_number_of_heads_out_of_range_is_refused(home: Home, heads: int) -> No
 def test_nothing_to_fit_it_on_is_said(tmp_path: Path) -> None:
     with Log(tmp_path / "home") as log:
         log.record(asked(1), "Yes.")
-    with pytest.raises(RewardError, match="log thumbs, corrections or comparisons first"):
+    with pytest.raises(RewardError, match="log comparisons first"):
         fit_reward(tmp_path / "home", model="tiny")
 
 
@@ -206,6 +224,35 @@ def test_best_of_is_chosen_by_the_newest_model(home: Home) -> None:
     assert follower.rank(request, replies)[0] > scores[1]
     assert follower._opened is not None
     assert follower._opened.name == Shelf(home, "default").names()[-1]
+
+
+def test_an_answer_that_cannot_be_read_is_never_the_best(home: Home) -> None:
+    request = GenerationRequest(tuple(asked(300)))
+    texts = ["word " * 5_000, *answers(300)]
+    replies = [
+        Reply("base", {"role": "assistant", "content": text}, (), (), "stop") for text in texts
+    ]
+    scores = RewardFollower(home).rank(request, replies)
+    assert scores[0] == -math.inf
+    assert scores[1] > scores[2] > -math.inf
+    with pytest.raises(RewardError, match="cannot be read under 'tiny': too_long"):
+        RewardFollower(home).rank(request, replies[:1])
+
+
+def test_a_large_home_is_sampled(home: Home, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentpref.reward.fitting.MOST", 50)
+    report = fit_reward(home, model="tiny")
+    assert (report.pairs, report.quality.pairs) == (50, 25)
+    assert "of 120 examples, as equally of each stratum as possible" in report.notes[0]
+
+
+def test_ties_alone_are_named(tmp_path: Path) -> None:
+    with Log(tmp_path / "home") as log:
+        for number in range(10):
+            runs = [log.record(asked(number), text) for text in answers(number)]
+            log.compare(*runs, winner="tie")
+    with pytest.raises(RewardError, match=r"\(there: 10 tie\)"):
+        fit_reward(tmp_path / "home", model="tiny")
 
 
 def test_only_some_models_are_kept(home: Home) -> None:
