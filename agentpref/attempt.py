@@ -266,7 +266,6 @@ class Bench:
                 rows.trained,
                 new=len(rows.new),
                 longer=plan.longer,
-                imitate=plan.longer > 1,
                 checkpoint=self.checkpoint,
                 limits=limits,
             )

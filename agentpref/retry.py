@@ -196,10 +196,7 @@ def follow_up(
         following = replace(following, start="base", looks=following.looks + 1)
     names = {one.name for one in failed}
     if WRITTEN in names and names <= {WRITTEN, _GAIN} and plan.longer == 1:
-        whys.append(
-            f"it was ranked and hardly written, so it trains {LONGER} times as long, and imitates "
-            "the chosen answers"
-        )
+        whys.append(f"it was ranked and hardly written, so it trains {LONGER} times as long")
         following = replace(following, longer=LONGER, looks=following.looks + 1)
     at_fault = faulty(failed, new, available, odd, was_tried, confidence=confidence)
     if at_fault is not None:

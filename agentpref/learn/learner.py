@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -310,7 +309,6 @@ class Learner:
         new: int,
         epochs: int | None = None,
         longer: int = 1,
-        imitate: bool = False,
         observe: Observer | None = None,
         checkpoint: Checkpoint | None = None,
         limits: Limits | None = None,
@@ -319,10 +317,8 @@ class Learner:
 
         Ordinary answers among the rows are no preferences: they are trained beside the others.
 
-        ``epochs`` takes the place of those of the settings, and ``longer`` multiplies them.
-        ``imitate`` gives every chosen answer the NLL anchor of corrections (RPO: 2404.19733), so
-        that its first token rises, too, and not only the margin of the whole. The others are those
-        of :func:`~agentpref.learn.trainer.train`.
+        ``epochs`` takes the place of those of the settings, and ``longer`` multiplies them. The
+        others are those of :func:`~agentpref.learn.trainer.train`.
         """
         judged = [row for row in rows if not row.example.ordinary]
         references = self.score("base", judged)
@@ -335,15 +331,13 @@ class Learner:
         epochs = longer * (epochs or self.config.epochs or epochs_for(new))
         leash = self._leash(judged)
         order = {
-            "do": "fit", "epochs": epochs, "route": self.route(rows).name, "leash": [*leash],
-            "imitate": imitate,
+            "do": "fit", "epochs": epochs, "route": self.route(rows).name, "leash": [*leash]
         }  # fmt: skip
         with self._team.order(lambda: order | {"rows": [row.freeze() for row in training]}):
             report = self.train(
                 training,
                 epochs=epochs,
                 leash=leash,
-                imitate=imitate,
                 observe=observe,
                 checkpoint=checkpoint,
                 limits=limits,
@@ -403,21 +397,16 @@ class Learner:
         *,
         epochs: int,
         leash: Leash,
-        imitate: bool = False,
         observe: Observer | None = None,
         checkpoint: Checkpoint | None = None,
         limits: Limits | None = None,
     ) -> TrainingReport:
         """Train the candidate on rows with known references, all processes of the team together."""
-        config = self.config
-        if imitate:
-            alpha = max(config.loss.nll, config.loss.nll_on_corrections)
-            config = replace(config, loss=replace(config.loss, nll=alpha))
         return trainer.train(
             self._model,
             rows,
             plan=self._plan([row.encoded for row in rows]),
-            config=config,
+            config=self.config,
             epochs=epochs,
             live=self._live,
             leash=leash,

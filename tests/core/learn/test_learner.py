@@ -7,7 +7,6 @@ import json
 import math
 import shutil
 from contextlib import closing
-from dataclasses import replace
 
 import pytest
 import torch
@@ -144,18 +143,6 @@ def test_the_anchor_keeps_chosen_answers_likely(make_learner, pairs):
         learner.fit(rows, new=12)
         likely[nll] = sum(chosen for chosen, _ in learner.score("candidate", rows))
     assert likely[2.0] > likely[0.0]
-
-
-def test_to_imitate_is_to_anchor_every_chosen_answer_as_corrections_are(make_learner, pairs):
-    loss = LossSettings(nll=0.0, nll_on_corrections=2.0)
-    likely = []
-    for changes, imitate in ((loss, False), (loss, True), (replace(loss, nll=2.0), False)):
-        learner = make_learner(epochs=4, loss=changes, kl=KLSettings(weight=0))
-        rows = learner.encode(pairs)
-        learner.fit(rows, new=len(rows), imitate=imitate)
-        likely.append(sum(chosen for chosen, _ in learner.score("candidate", rows)))
-    assert likely[1] > likely[0]
-    assert likely[1] == pytest.approx(likely[2])
 
 
 def test_a_loss_that_is_not_finite_ends_training(make_learner, pairs):
