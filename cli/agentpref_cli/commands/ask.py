@@ -15,6 +15,25 @@ if TYPE_CHECKING:
 
 _KEYS = "1 or 2 is better, t tie, b both bad, s skip, u undo, q quit; a comment may follow"
 
+RuleOption = Annotated[
+    Literal["random", "entropy", "disagreement", "d_optimal"] | None,
+    typer.Option(
+        help="What chooses [default: entropy, or random where people disagree often].",
+        show_default=False,
+    ),
+]
+Pool = Annotated[
+    int, typer.Option(min=1, metavar="N", help="Choose from so many pairs, the newest.")
+]
+RewardBase = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="Where the reward model's base is [default: as it was fitted with].",
+        show_default=False,
+    ),
+]
+
 
 def ask(
     n: Annotated[int, typer.Option("--n", min=1, metavar="N", help="So many questions.")] = 20,
@@ -27,24 +46,9 @@ def ask(
             show_default=False,
         ),
     ] = None,
-    rule: Annotated[
-        Literal["random", "entropy", "disagreement", "d_optimal"] | None,
-        typer.Option(
-            help="What chooses [default: entropy, or random where people disagree often].",
-            show_default=False,
-        ),
-    ] = None,
-    pool: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Choose from so many pairs, the newest.")
-    ] = 200,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Where the reward model's base is [default: as it was fitted with].",
-            show_default=False,
-        ),
-    ] = None,
+    rule: RuleOption = None,
+    pool: Pool = 200,
+    model: RewardBase = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of what is drawn at random.")] = 0,
     home: options.Home = None,
     namespace: options.Namespace = "default",

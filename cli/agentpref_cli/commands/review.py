@@ -6,11 +6,12 @@ import getpass
 import secrets
 import sys
 from contextlib import closing
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
 from agentpref_cli import options
+from agentpref_cli.commands.ask import Pool, RewardBase, RuleOption
 from agentpref_cli.commands.gateway import is_local, listening_at
 from agentpref_cli.terminal import GOOD, WARN, say
 
@@ -24,21 +25,9 @@ def review(
             show_default=False,
         ),
     ] = None,
-    rule: Annotated[
-        Literal["random", "entropy", "disagreement", "d_optimal"] | None,
-        typer.Option(help="What chooses the questions, as in `agentpref ask`.", show_default=False),
-    ] = None,
-    pool: Annotated[
-        int, typer.Option(min=1, metavar="N", help="Choose from so many pairs, the newest.")
-    ] = 200,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="Where the reward model's base is [default: as it was fitted with].",
-            show_default=False,
-        ),
-    ] = None,
+    rule: RuleOption = None,
+    pool: Pool = 200,
+    model: RewardBase = None,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(metavar="N", min=0, max=65535, help="0 takes a free one.")
