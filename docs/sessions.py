@@ -86,6 +86,7 @@ def normal(text: str) -> str:
         (r"\b(float32|bfloat16|4bit)\b", "PRECISION"),
         (r"\b\d+ tokens a pass", "TOKENS a pass"),
         (r"[─━]+", "─"),
+        (r"(?m)^(before|after )  (Yes|No)$", r"\1 ANSWER"),  # where both are about as likely
     ):
         text = re.sub(pattern, name, text)
     return " ".join(text.split())

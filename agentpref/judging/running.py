@@ -183,7 +183,7 @@ def compare(
                 unwritten, written_at = [], time.monotonic()
     finally:
         done.forgotten += write_opinions(connection, judge, unwritten)
-    if done.spending.stopped and not found:
+    if done.spending.stopped and not found and done.spending.asked:
         done.notes.append(
             f"ended: {done.spending.stopped}, before the first question of the run; raise the "
             "limit, or leave out the recheck (--recheck 0)"

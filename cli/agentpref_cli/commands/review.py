@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import secrets
 import sys
+from collections.abc import Mapping
 from contextlib import closing
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ import typer
 from agentpref_cli import options
 from agentpref_cli.commands.ask import Pool, RewardBase, RuleOption
 from agentpref_cli.commands.gateway import is_local, listening_at
-from agentpref_cli.terminal import GOOD, WARN, say
+from agentpref_cli.terminal import GOOD, print_result, say, warn
 
 
 def review(
@@ -34,6 +35,9 @@ def review(
     ] = 8200,
     home: options.Home = None,
     namespace: options.Namespace = "default",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the addresses as one JSON object.")
+    ] = False,
 ) -> None:
     """Serve a page on which people compare answers, until Ctrl-C or SIGTERM.
 
@@ -59,11 +63,19 @@ def review(
             address = listening.getsockname()
             shown = f"[{address[0]}]" if ":" in address[0] else address[0]
             if not is_local(host):
-                say("others can reach this address over plain HTTP; put TLS before it", WARN)
-            for token, name in tokens.items():
-                say(f"{name}: http://{shown}:{address[1]}/login?token={token}", GOOD)
+                warn("others can reach this address over plain HTTP; put TLS before it")
+            pages = {
+                name: f"http://{shown}:{address[1]}/login?token={token}"
+                for token, name in tokens.items()
+            }
+            print_result(as_json, {"annotators": pages}, lambda: _show(pages))
             sys.stdout.flush()
             _server(create_app(desks, tokens)).run(sockets=[listening])
+
+
+def _show(pages: Mapping[str, str]) -> None:
+    for name, address in pages.items():
+        say(f"{name}: {address}", GOOD)
 
 
 def _server(app: Any) -> Any:
