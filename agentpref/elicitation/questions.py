@@ -12,11 +12,11 @@ import os
 import random
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import orjson
 
@@ -34,12 +34,16 @@ from agentpref.judging.gold import standing_comparisons
 from agentpref.judging.running import Pair, answers_key, undecided
 from agentpref.prefer.examples import as_asked
 from agentpref.prefer.judges.calibration import people_agreement
+from agentpref.prefer.judges.verdicts import swapped
 from agentpref.record.database import connect, translated
 from agentpref.record.judges import Judges
 from agentpref.record.log import Log
 from agentpref.record.store import Store
 from agentpref.reward.model import RewardModel
 from agentpref.types import THUMBS, Comparison, Message, Run, Winner
+
+if TYPE_CHECKING:
+    from agentpref.learn.features import Features
 
 POOL = 200
 """So many of the newest pairs are chosen from: each has to be read by the reward model."""
@@ -97,16 +101,19 @@ class Queue:
     _pool: int
     _seed: int
     _done: dict[str, _Done] = field(default_factory=dict)
+    _others: Mapping[str, Sequence[tuple[Pair, Winner]]] = field(default_factory=dict)
+    _read: dict[str, Features | None] = field(default_factory=dict)
 
     def next(self, count: int) -> list[Question]:
         """The next questions, the most telling first; fewer where there are no more."""
-        done = self._asked()
+        compared = self._compared()
+        done = self._asked(compared)
         source = random.Random(f"{self._seed} {self.person} {len(done)}")
         fresh = (p for p in undecided(self._connection, self.namespace, None, _ANSWERS)
                  if _id(p) not in done)  # fmt: skip
         pool = [*islice(fresh, self._pool)]
-        repeated = {_id(pair): pair for pair in self._decided_by_others()}
-        left = [pair for name, pair in repeated.items() if name not in done]
+        self._others = self._said_by_others(compared)
+        left = [said[0][0] for name, said in self._others.items() if name not in done]
         again = source.sample(left, min(int(REPEATED * count + source.random()), len(left)))
         chosen: list[tuple[Pair, str, bool]] = [
             (pair, self.rule, False) for pair in self._choose(pool, count - len(again))
@@ -124,9 +131,11 @@ class Queue:
             user_id=self.person,
             comment=comment,
         )
-        self._done[question.id] = _Done("answered")
-        if question.repeated:
-            self._done[question.id] = _Done("answered", self._agreement(question, winner))
+        agreed = [
+            (verdict if pair.a.output == question.first.output else swapped(verdict)) == winner
+            for pair, verdict in self._others.get(question.id, ())
+        ]
+        self._done[question.id] = _Done("answered", agreed)
         return said
 
     def both_bad(self, question: Question, comment: str | None = None) -> None:
@@ -192,14 +201,10 @@ class Queue:
     def _voter(self) -> str:
         return "" if self.person is None else Judges(self._connection).voter_of(self.person)
 
-    def _asked(self) -> set[str]:
+    def _asked(self, compared: Sequence[tuple[Comparison, Pair]]) -> set[str]:
         """The questions that the person has answered or skipped."""
-        voter = self._voter or None
-        found = {
-            _id(pair)
-            for row, pair in self._compared()
-            if row.source == "human" and row.user_id == voter
-        }
+        own = self._voter or None
+        found = {_id(pair) for row, pair in compared if row.user_id == own}
         skips = {line["question"]: line["skipped"] for line in self._skips()}
         return found | {name for name, skipped in skips.items() if skipped}
 
@@ -218,17 +223,20 @@ class Queue:
                 if is_whole and about.items() <= found.items():
                     yield found
 
-    def _decided_by_others(self) -> list[Pair]:
-        own = self._voter or None
-        return [
-            pair
-            for row, pair in self._compared()
-            if row.source == "human" and row.user_id != own and row.winner != "tie"
-        ]
+    def _said_by_others(
+        self, compared: Sequence[tuple[Comparison, Pair]]
+    ) -> dict[str, list[tuple[Pair, Winner]]]:
+        """What others decided, by question; a tie decides nothing."""
+        own, found = self._voter or None, dict[str, list[tuple[Pair, Winner]]]()
+        for row, pair in compared:
+            if row.user_id != own and row.winner != "tie":
+                found.setdefault(_id(pair), []).append((pair, row.winner))
+        return found
 
     def _compared(self) -> list[tuple[Comparison, Pair]]:
-        """The comparisons that stand, with their runs."""
-        rows = standing_comparisons(self._connection, self.namespace)
+        """The comparisons by people that stand, with their runs."""
+        said = standing_comparisons(self._connection, self.namespace)
+        rows = [row for row in said if row.source == "human"]
         named = sorted({run_id for row in rows for run_id in (row.run_a, row.run_b)})
         runs, _, _ = Store(self._connection).judged(self.namespace, named)
         known = {run.run_id: run for run in map(as_asked, runs)}
@@ -238,15 +246,6 @@ class Queue:
             if row.run_a in known and row.run_b in known
         ]
 
-    def _agreement(self, question: Question, winner: Winner) -> list[bool]:
-        """Whether each other person said the same of a question."""
-        own, found = self._voter or None, []
-        for row, pair in self._compared():
-            if row.source == "human" and row.user_id != own and _id(pair) == question.id:
-                same = pair.a.output == question.first.output
-                found.append((row.winner if same else row.swap().winner) == winner)
-        return found
-
     def _choose(self, pool: Sequence[Pair], count: int) -> list[Pair]:
         """The pairs to ask, by the rule."""
         if self._reward is None or self.rule == "random" or not pool:
@@ -254,21 +253,20 @@ class Queue:
             return source.sample(pool, min(count, len(pool)))
         import numpy as np
 
-        read, readable = [], []
-        for pair in pool:
-            prompt, answers = pair.a.prompt, [pair.a.output, pair.b.output]
-            with suppress(RewardError):  # too long for its base, say
-                read.append(self._reward.features(prompt.messages, answers, tools=prompt.tools))
-                readable.append(pair)
+        unread = [pair for pair in pool if _id(pair) not in self._read]
+        asked = [(pair.a.prompt, (pair.a.output, pair.b.output)) for pair in unread]
+        self._read |= zip(map(_id, unread), self._reward.features(asked), strict=True)
+        known = [(pair, self._read[_id(pair)]) for pair in pool]
+        readable = [(pair, one) for pair, one in known if one is not None]
         if len(readable) < len(pool):
             left = len(pool) - len(readable)
             self.notes.append(f"{left} of {len(pool)} pairs cannot be read by the reward model")
         if not readable:
             return []
-        at = np.stack([one.prompt for one in read])
-        said = np.stack([one.answers[0] - one.answers[1] for one in read])
+        at = np.stack([one.prompt for _, one in readable])
+        said = np.stack([one.answers[0] - one.answers[1] for _, one in readable])
         some = candidates(self._reward.heads, at, said)
-        return [readable[n] for n in choose(some, count, self.rule, seed=self._seed)]
+        return [readable[n][0] for n in choose(some, count, self.rule, seed=self._seed)]
 
 
 @contextmanager

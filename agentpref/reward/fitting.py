@@ -92,7 +92,7 @@ def fit_reward(
         model: the base model whose features it reads, as for :func:`agentpref.update`.
         namespace: whose judgements.
         config: the settings of updates; those of the precision, the chat template, the longest
-            row, the held-out share, the weight of thumbs and the seed count.
+            row, the held-out share, the weight of thumbs and the seed matter.
         heads: how many, each on another bootstrap sample of the prompts.
         progress: called with ``(stage, done, total)``.
 
@@ -159,6 +159,7 @@ def fit_reward(
         report = _proven(report, shelf, base, made, read)
         if report.verdict == "kept":
             about = {**report.to_mapping(), "base": base.identity, "at": time.time()}
+            about["precision"] = base.precision
             report = replace(report, name=shelf.write(made.to_arrays(), about).name)
     return replace(report, seconds=time.monotonic() - begun)
 

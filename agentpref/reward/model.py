@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -26,7 +27,8 @@ class Score(NamedTuple):
     """What a reward model gives an answer, in log-odds.
 
     Of several answers to a prompt, scores are differences from their mean: σ(a − b) is the
-    probability that a is better. That of one answer alone compares with nothing. ``mean`` and
+    probability that a is better. That of one answer alone compares with another one's to the same
+    prompt. ``mean`` and
     ``variance`` are over the heads; ``lower`` is mean − variance, which an answer that is only good
     by one head does not reach.
     """
@@ -97,27 +99,32 @@ class RewardModel:
             )
         if not answers:
             return []
-        features = self.features(messages, answers, tools=tools)
+        with self._lock:
+            (features,) = self._reader.read([self._encoded(messages, answers, tools)])
         several = len(answers) > 1
         rewards = self.heads.rewards(*features, length_controlled=length_controlled and several)
         if several:
             rewards = rewards - rewards.mean(0)
         return [Score(float(np.mean(own)), float(np.var(own))) for own in rewards]
 
-    def features(
-        self,
-        messages: Sequence[Message],
-        answers: Sequence[Message | str],
-        *,
-        tools: Sequence[Tool] = (),
-    ) -> Features:
-        """What its base makes of answers to one prompt; arguments and errors as for `score`."""
+    def features(self, asked: Sequence[tuple[Prompt, Sequence[Message]]]) -> list[Features | None]:
+        """What its base makes of answers to prompts, in batches; ``None`` where it reads none."""
+        found: list[Features | None] = [None] * len(asked)
+        readable: dict[int, _Row] = {}
+        for number, (prompt, answers) in enumerate(asked):
+            with suppress(RewardError):
+                readable[number] = self._encoded(prompt.messages, answers, prompt.tools)
         with self._lock:
-            (found,) = self._reader.read([self._encoded(messages, answers, tools)])
+            read = self._reader.read([*readable.values()])
+        for number, one in zip(readable, read, strict=True):
+            found[number] = one
         return found
 
     def scorer(self, messages: Sequence[Message], answer: str) -> float:
-        """The score of one answer: a scorer for ``agentpref.update(scorers=…)``."""
+        """The score of one answer: a scorer for ``agentpref.update(scorers=…)``.
+
+        It compares with that of another answer to the same prompt, as the gate does.
+        """
         return self.score(messages, [answer])[0].mean
 
     def rank(self, request: GenerationRequest, replies: Sequence[Reply]) -> list[float]:
@@ -191,6 +198,7 @@ def open_reward(
     trained_on, heads = kept.about["base"], Heads.from_arrays(kept.arrays)
     base = load_base(
         model or trained_on["name"],
+        precision=kept.about["precision"],
         chat_template_kwargs=trained_on.get("chat_template_kwargs", {}),
     )
     if decisions.digests_of(trained_on) != decisions.digests_of(base.identity):

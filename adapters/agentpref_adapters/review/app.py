@@ -54,12 +54,13 @@ def create_app(desks: Desks, tokens: Mapping[str, str]) -> Starlette:
         desks: where the questions are; closing them stays with the caller.
         tokens: the name of the annotator that each token opens a session for.
     """
+    page = _Page(desks, tokens)
     return Starlette(
         routes=[
-            Route("/", _Page(desks, tokens).show),
-            Route("/login", _Page(desks, tokens).login),
-            Route("/answer", _Page(desks, tokens).answer, methods=["POST"]),
-            Route("/undo", _Page(desks, tokens).undo, methods=["POST"]),
+            Route("/", page.show),
+            Route("/login", page.login),
+            Route("/answer", page.answer, methods=["POST"]),
+            Route("/undo", page.undo, methods=["POST"]),
             Mount("/static", StaticFiles(directory=_FOLDER / "static")),
         ],
         middleware=[Middleware(_Guarded)],

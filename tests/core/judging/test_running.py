@@ -71,6 +71,18 @@ def test_verdicts_that_follow_the_position_make_no_pair_and_are_counted(
     assert origins(home)["judge"] == done.decided == 30 - done.ties
 
 
+def test_winners_that_speak_to_their_judge_are_counted(home: Home) -> None:
+    class Steered(FakeJudge):
+        """Prefers the shorter answer, also where that is beside the point."""
+
+        controls = True
+
+    done = judge_runs(home, Steered(source="code", prefers=lambda q, a, b: "a" if len(a) < len(b)
+                                    and not q.startswith("W") else "b"))  # fmt: skip
+    assert done.decided + done.ties == done.asked == 50
+    assert 0 < done.steered <= done.asked
+
+
 def test_a_judge_that_nobody_calibrated_is_not_asked(home: Home, fake: Fake) -> None:
     judge = fake()
     with pytest.raises(UncalibratedJudge, match=r"run `agentpref judge calibrate brief` first"):

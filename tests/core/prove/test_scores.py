@@ -52,6 +52,16 @@ def test_the_scores_of_some_rows_come_with_their_prompts(scores):
     assert taken.prompts == ("prompt0", "prompt3")
 
 
+def test_what_people_said_is_evidence_apart_where_a_judge_trained(pair_of):
+    by = ("comparison", "judge", "correction", "critique")
+    rows = [row(pair_of(n, "yes", origin=origin)) for n, origin in enumerate(by)]
+    held_out = Scores(rows, (1.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 1.0))
+    people = evaluate._people(held_out, rows)
+    assert (people.live, people.candidate) == ((1.0, 0.0), (0.0, 1.0))
+    assert evaluate._people(held_out, rows[::2]) is None
+    assert evaluate._people(Scores(rows[1::2], (1.0, 1.0), (1.0, 1.0)), rows) is None
+
+
 def test_scores_are_averaged_by_tag(scores):
     assert scores.by_tag() == {
         "a": {"pairs": 2, "before": 0.5, "after": 1.0},

@@ -255,6 +255,21 @@ def test_ties_alone_are_named(tmp_path: Path) -> None:
         fit_reward(tmp_path / "home", model="tiny")
 
 
+def test_it_scores_for_the_gate_as_it_compares(home: Home) -> None:
+    reward = open_reward(home)
+    texts = answers(500)
+    short, long = reward.score(asked(500), list(texts))
+    one, other = (reward.scorer(asked(500), text) for text in texts)
+    assert one - other == pytest.approx(short.mean - long.mean, abs=1e-3)
+
+
+def test_a_base_is_read_in_the_precision_of_the_fit(tmp_path: Path) -> None:
+    place = fill(tmp_path / "home")
+    config = UpdateConfig.from_mapping({"precision": "bfloat16"})
+    assert fit_reward(place, model="tiny", config=config).verdict == "kept"
+    assert open_reward(place).base.precision == "bfloat16"
+
+
 def test_only_some_models_are_kept(home: Home) -> None:
     for _ in range(6):
         fit_reward(home, model="tiny")
