@@ -18,20 +18,20 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from agentpref.accounting import account, with_account
 from agentpref.aside import with_aside
-from agentpref.budget import affordable
 from agentpref.config import UpdateConfig
 from agentpref.errors import RevisionError
-from agentpref.groundwork import Groundwork, locked
+from agentpref.groundwork import locked
 from agentpref.home import Home
-from agentpref.learn.data import Available, UpdateData, UpdateRows
+from agentpref.learn.data import Available
 from agentpref.learn.process import Interrupts
 from agentpref.models.threads import sharing
 from agentpref.outcome import Outcome, Wishes
-from agentpref.prefer.strata import Listed, sample
+from agentpref.prefer.strata import Listed
+from agentpref.proving import By, Proving
 from agentpref.record.journal import Trace
 from agentpref.record.messages import as_json, new_id
 from agentpref.serve.foreign import Foreign, read_foreign
@@ -39,8 +39,6 @@ from agentpref.serve.validate import check_revision
 from agentpref.types import Example, Progress, Prompt, UpdateReport
 
 if TYPE_CHECKING:
-    from agentpref.learn.encode import EncodedExample
-    from agentpref.learn.learner import Learner
     from agentpref.models.base import BaseModel
     from agentpref.prove.checks import Scorer, UserCheck
 
@@ -134,7 +132,7 @@ def adopt(
 
 
 @dataclass
-class _Adoption(Groundwork):
+class _Adoption(Proving):
     """One adoption while it runs."""
 
     foreign: Foreign
@@ -165,7 +163,7 @@ class _Adoption(Groundwork):
         self.foreign.require_base(base.name, self._layers(base))
         with sharing() as share:
             learner = self.learner(base, live, adapter, candidate=self.foreign.files)
-            rows = self._encode(learner, available)
+            rows = self.encode(learner, available)
             by = self._proving(rows.new_held_out, rows.new, rows.old_held_out)
             used = replace(rows, new=[], new_held_out=[] if by.learned else by.rows)
             groups = account(available, used, learner.objections)
@@ -175,7 +173,9 @@ class _Adoption(Groundwork):
                 return self.trace.end(self.connection, report)
 
             # 3. Prove.
-            proven = self._prove(learner, by, rows, checks, serving.live)
+            proven = self.prove(
+                learner, by, rows, checks, serving.live, trained=[] if self.unseen else rows.new
+            )
         report = replace(
             report,
             **proven.told,
@@ -189,10 +189,9 @@ class _Adoption(Groundwork):
         outcome = Outcome(report, self._uses(groups, report), self.wishes, proven.shown)
         return outcome.settle(self.registry, self.connection, learner, serving)
 
-    def _proving(self, held_out: Sequence[R], trainable: Sequence[R], old: Sequence[R]) -> _By[R]:
+    def _proving(self, held_out: Sequence[R], trainable: Sequence[R], old: Sequence[R]) -> By[R]:
         """What proves a gain: what live has not learned, or else what it has."""
-        fresh = [*held_out, *(trainable if self.unseen else ())]
-        return _By(fresh) if fresh else _By([*old], learned=True)
+        return By.of([*held_out, *(trainable if self.unseen else ())], old)
 
     def _nothing(self, available: Available) -> str:
         """Says why there is nothing to prove an adapter by."""
@@ -221,71 +220,6 @@ class _Adoption(Groundwork):
 
         return layer_shapes(base)
 
-    def _encode(self, learner: Learner, available: Available) -> UpdateRows:
-        """Encode what there is time for; lone thumbs together, so that each finds its mismatch."""
-        some = affordable(learner, available, self.config, self.budget)
-        data = UpdateData(
-            tuple(some.read(some.new)),
-            (),
-            tuple(some.read(some.new_held_out)),
-            tuple(some.read(sample(some.old_held_out, self.config.gate.max_old_pairs))),
-        )
-        ordinary = (one for one in some.ordinary(data.all()) if one.held_out)
-        data = replace(data, ordinary=tuple(ordinary))
-        rows = {row.example.example_id: row for row in learner.encode(data.all())}
-
-        def of(examples: Sequence[Example]) -> list[EncodedExample]:
-            return [rows[e.example_id] for e in examples if e.example_id in rows]
-
-        return UpdateRows(
-            data,
-            new=of(data.new),
-            new_held_out=of(data.new_held_out),
-            old_held_out=of(data.old_held_out),
-            ordinary_held_out=learner.encode(data.ordinary),
-        )
-
-    def _prove(
-        self,
-        learner: Learner,
-        by: _By[EncodedExample],
-        rows: UpdateRows,
-        checks: Mapping[str, UserCheck],
-        live: str | None,
-    ) -> _Proven:
-        """Evaluate the adapter beside live, and let the gate decide on it."""
-        from agentpref.prove import behaviour, evaluate, gate
-        from agentpref.prove.gain import without_gain
-
-        config, old_rows = self.config, rows.old_held_out
-        asked_about = by.rows if by.learned else [*by.rows, *old_rows]
-        kl = evaluate.kl_from_base(learner, asked_about, seed=config.seed)
-        new, old = evaluate.score(learner, by.rows), evaluate.score(learner, old_rows)
-        evidence = evaluate.gather(
-            learner,
-            new,
-            old,
-            kl=kl,
-            trained=[] if self.unseen else rows.new,
-            checks=checks,
-            scorers=self.scorers,
-            config=config,
-            ordinary=rows.ordinary_held_out,
-        )
-        evidence = replace(evidence, looks=self.updates.looks(self.namespace, live))
-        result = gate.judge(evidence, config.gate, seed=config.seed)
-        told = {
-            "verdict": result.verdict,
-            "accuracy": (new if by.learned else new.joined(old)).by_tag(),
-            "retained": old.by_tag(),
-            "behaviour": behaviour.told(evidence),
-            "checks": result.to_mapping()["checks"],
-            "gain": dict(result.gain),
-        }
-        idle = without_gain(new.by_tag()) if result.verdict == "passed" else ()
-        notes = (*new.notes(), *idle, *evidence.notes)
-        return _Proven(told, new.counted_thumbs(), notes, evidence.shown)
-
     def _uses(
         self, groups: Mapping[str, Sequence[Listed]], report: UpdateReport
     ) -> dict[str, Sequence[Listed]]:
@@ -299,32 +233,6 @@ class _Adoption(Groundwork):
             "waiting": sides[False],
             "anchored": [_trained(run_id, self.namespace) for run_id in self.trained_on],
         }
-
-
-class _By(NamedTuple, Generic[R]):
-    """The examples that prove a gain, and whether live has learned them."""
-
-    rows: list[R]
-    learned: bool = False
-
-    @property
-    def notes(self) -> list[str]:
-        """Says so, if live has learned them."""
-        if not self.learned:
-            return []
-        return [
-            f"no new example is held out, so {len(self.rows)} that live has learned prove a gain, "
-            "and that nothing is lost"
-        ]
-
-
-class _Proven(NamedTuple):
-    """What the gate says: the fields of a report, and what is told beside them."""
-
-    told: dict[str, Any]
-    thumbs: int
-    notes: tuple[str, ...]
-    shown: tuple[tuple[str, str, str], ...]
 
 
 def _trained(run_id: str, namespace: str) -> Example:

@@ -314,6 +314,14 @@ class UpdateConfig:
         {}, "arguments of the chat template, such as enable_thinking=false; as in serving"
     )
     max_minutes: float | None = setting(None, "time for the whole update; None: no limit", gt=0)
+    arm: Literal["adapter", "both", "prompt"] = setting(
+        "adapter",
+        "what is learned: an adapter; instructions (prompt); or an adapter, and the report says "
+        "whether instructions do as well (both)",
+    )
+    rules: tuple[Annotated[str, Field(min_length=1, max_length=2000)], ...] = setting(
+        (), "instructions of your own to prove; none: those that the comparisons show", strict=False
+    )
     lora: LoraSettings = LoraSettings()
     loss: LossSettings = LossSettings()
     thumbs: ThumbSettings = ThumbSettings()
@@ -327,6 +335,8 @@ class UpdateConfig:
             _refuse_idle(
                 self.anchor, "anchor.kl", "kl.weight is 0", "leave it out, or raise kl.weight"
             )
+        if self.arm == "adapter":
+            _refuse_idle(self, "rules", "arm is 'adapter'", "leave it out, or set arm to 'prompt'")
 
     @classmethod
     def from_mapping(cls, settings: Mapping[str, Any]) -> UpdateConfig:

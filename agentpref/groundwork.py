@@ -215,6 +215,7 @@ class Groundwork:
             adapter,
             self.config,
             candidate=candidate,
+            told={} if live is None else dict.fromkeys(("live", "candidate"), live.instructions),
             caches=caches,
             progress=self.progress,
             team=team,

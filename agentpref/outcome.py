@@ -161,9 +161,10 @@ class Outcome:
     ) -> UpdateReport:
         """End a canary that was a trial, since its gain is no longer likely.
 
-        What an adapter from elsewhere shows says nothing of the canary, which learned other things.
+        What an adapter from elsewhere, or a text, shows says nothing of the canary, which learned
+        other things.
         """
-        if "adopted" in report.training:
+        if report.training.get("start") in ("adopted", "live, instructed"):
             return report
         ended = ("refused", "insufficient", "nothing_to_gain")
         if report.verdict not in ended or not report.gain or report.gain.get("likely"):
@@ -215,6 +216,7 @@ class Outcome:
                 "pairs": report.counts["trained"],
                 "thumbs": report.counts["trained_thumbs"],
             },
+            instructions=learner.instructions("candidate"),
         )
 
     def _keep(self, connection: sqlite3.Connection, report: UpdateReport) -> None:

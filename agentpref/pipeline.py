@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,7 @@ from agentpref.attempt import Bench
 from agentpref.config import UpdateConfig
 from agentpref.groundwork import Groundwork, locked
 from agentpref.home import Home
+from agentpref.instructing import Instructing, beside
 from agentpref.learn import checkpoint as checkpoints
 from agentpref.learn import resume
 from agentpref.learn.checkpoint import Checkpoint
@@ -127,21 +128,12 @@ def update(
             locked(place, namespace, interrupts) as connection,
             ExitStack() as stack,
         ):
-            report = _Update(
-                place,
-                connection,
-                model,
-                config,
-                namespace,
-                checks,
-                scorers,
-                interrupts.reporting(progress),
-                interrupts,
-                trace,
-                wishes,
-                team,
-                stack,
-            ).run()
+            ground = (place, connection, model, config, namespace, checks, scorers)
+            told = interrupts.reporting(progress)
+            if config.arm == "prompt":
+                report = Instructing(*ground, told, interrupts, trace, wishes).run()
+            else:
+                report = _Update(*ground, told, interrupts, trace, wishes, team, stack).run()
         team.finish(report.to_mapping())
         return report
 
@@ -219,6 +211,19 @@ class _Update(Groundwork):
         report = replace(report, counts=there(available), notes=[*report.notes, *plan.notes])
         groups = account(tried.available, tried.rows, learner.objections, before=before)
         report = replace(with_account(report, learner, groups), **bench.told(tried))
+        if self.config.arm == "both" and tried.proof is not None:
+            text = beside(
+                self.home,
+                learner,
+                tried.rows,
+                tried.proof.new,
+                checks=checks,
+                scorers=self.scorers or {},
+                config=self.config,
+                looks=bench.looks + plan.looks,
+            )
+            training = {**report.training, "text": asdict(text)}
+            report = replace(report, training=training, notes=[*report.notes, text.note])
         if tried.proof is not None:
             counts = report.counts | {"evaluated_thumbs": tried.proof.evaluated_thumbs}
             notes = [*report.notes, *following(tried.plan.told), *tried.proof.notes]

@@ -80,9 +80,23 @@ def stalled(
     if taken is not None:
         return replace(report, notes=[*report.notes, taken])
     last = Updates(connection).last_attempt(report.namespace, report.parent)
+    if last is not None and report.config["arm"] == "prompt" and _tried_rules(last, report):
+        again = in_namespace("agentpref update --arm prompt --again", report.namespace)
+        note = f"update {last.update_id} tried the same rules on as many examples; `{again}` does"
+        return replace(report, notes=[*report.notes, f"{note} so once more"])
     if last is not None and _is_same(last, report, available):
         return _with_attempt(report, last)
     return None
+
+
+def _tried_rules(last: Attempt, report: UpdateReport) -> bool:
+    """Whether an update put rules to the gate with the same settings and as many new examples."""
+    before, now = last.report.get("counts", {}), report.counts
+    return (
+        last.report.get("config") == report.config
+        and all(before.get(name) == now.get(name) for name in ("new", "new_held_out"))
+        and digests_of(last.report.get("base") or {}) == digests(report)
+    )
 
 
 def _is_same(last: Attempt, report: UpdateReport, available: Available) -> bool:

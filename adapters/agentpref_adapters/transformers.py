@@ -117,6 +117,7 @@ class TransformersBackend:
         self._embedded = self.base.embedded
         self._tokenizing = threading.Lock()
         self._adapters: dict[str, Adapter] = {}
+        self._instructions: dict[str, str] = {}
         self._place = place_in_process()
         engine = Engine(self.base.model, self._layers, self._decoding.pad)
         self._sharing = ExitStack()
@@ -145,6 +146,7 @@ class TransformersBackend:
         if name not in self._adapters:
             files = check_published(revision)
             try:
+                self._instructions[name] = revision.instructions
                 self._adapters[name] = self._layers.read(name, files)
             except Exception as error:  # of torch or safetensors
                 raise SwapFailed(
@@ -170,6 +172,7 @@ class TransformersBackend:
         """Drop a revision's adapter; a request that uses it keeps it to its end."""
         if places is None or self._place in places:
             self._adapters.pop(revision_id, None)
+            self._instructions.pop(revision_id, None)
 
     def list_loaded(self) -> tuple[str, ...]:
         """Name the revisions whose adapters are in memory, oldest first."""
@@ -205,7 +208,8 @@ class TransformersBackend:
         self, revision_id: str, request: GenerationRequest, *, streaming: bool
     ) -> ActiveRequest:
         self._thread.require_open()
-        prompt, constraint = self._encode(request)
+        told = self._instructions.get(revision_id, "")
+        prompt, constraint = self._encode(request, told)
         room = self._decoding.room(prompt, request.max_tokens)
         if max(prompt) >= self._embedded:  # on a GPU, it would end the process
             raise GenerationFailed(
@@ -231,9 +235,11 @@ class TransformersBackend:
         self._thread.submit(active)
         return active
 
-    def _encode(self, request: GenerationRequest) -> tuple[tuple[int, ...], Constraint | None]:
+    def _encode(
+        self, request: GenerationRequest, instructions: str
+    ) -> tuple[tuple[int, ...], Constraint | None]:
         with self._tokenizing:
-            prompt = encode_request(request, self.base.template, self.base.name)
+            prompt = encode_request(request, self.base.template, self.base.name, instructions)
             return prompt, self._constraints.of(request)
 
     def decode(self, tokens: Sequence[int], *, whole: bool = False) -> str:

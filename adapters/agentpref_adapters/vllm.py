@@ -304,16 +304,17 @@ class VllmBackend:
     ) -> tuple[tuple[int, ...], Callable[[Member], dict[str, object]]]:
         """A prompt, and what makes a revision ready on a server and gives the body of a request."""
         self._require_open()
-        prompt, revision = self._encode(request), self._revisions.get(revision_id)
+        revision = self._revisions.get(revision_id)
+        prompt = self._encode(request, "" if revision is None else revision.instructions)
         with self._tokenizing:
             grammar = write_grammar(request, self._grammars, self.base.name)
         return prompt, lambda member: completion_body(
             request, member.serving(revision_id, revision), prompt, self._ends, grammar
         )
 
-    def _encode(self, request: GenerationRequest) -> tuple[int, ...]:
+    def _encode(self, request: GenerationRequest, instructions: str = "") -> tuple[int, ...]:
         with self._tokenizing:
-            return encode_request(request, self._template, self.base.name)
+            return encode_request(request, self._template, self.base.name, instructions)
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Token ids as text, without special tokens."""

@@ -217,7 +217,8 @@ class _Evaluation:
                 continue
             with self._learner(base, revision, config, keeps=not found.from_file) as learner:
                 if not rows:
-                    rows = learner.encode(examples)
+                    told = {one.instructions for one in self.revisions if one is not None}
+                    rows = learner.encode(examples, told=told)
                     left_out.update(o.reason for o in learner.objections.values())
                     if not rows:
                         raise EvaluationError(_not_encoded(found, left_out))
@@ -292,7 +293,8 @@ class _Evaluation:
             )
             caches: dict[Policy, LogpCache] = {"base": base_cache, "candidate": own_cache}
             files = check_revision(revision)
-            learner = Learner(base, files, config, caches=caches, progress=self._told)
+            told: dict[Policy, str] = {"candidate": revision.instructions}
+            learner = Learner(base, files, config, told=told, caches=caches, progress=self._told)
             try:
                 yield learner
             finally:

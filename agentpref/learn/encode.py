@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
+from agentpref.models.instructions import instructed_example
 from agentpref.models.reasons import Objection
 from agentpref.models.template import ChatTemplate
 from agentpref.models.tokenizer import ExampleTokenizer, Ids, Mask, TokenizedExample
@@ -25,13 +26,19 @@ class EncodedExample:
 
     ``completions`` are the example's own, in its order. Where the example is lone, its mismatched
     completion follows: another example's answer, to another prompt (KTO: 2402.01306, section 4.1).
-    ``masks`` says of each completion which of its tokens count (``None``: all).
+    ``masks`` says of each completion which of its tokens count (``None``: all). ``told`` has the
+    prompt as it is asked with some instructions, by these (``agentpref.models.instructions``).
     """
 
     example: Example
     prompt: Ids
     completions: tuple[Ids, ...]
     masks: tuple[Mask | None, ...]
+    told: Mapping[str, Ids] = field(default_factory=dict)
+
+    def asked_with(self, instructions: str) -> EncodedExample:
+        """The row as it is asked with instructions that it was encoded for; itself without any."""
+        return replace(self, prompt=self.told[instructions], told={}) if instructions else self
 
     @property
     def own(self) -> tuple[Ids, ...]:
@@ -104,6 +111,7 @@ def encode(
     *,
     max_length: int,
     embedded: int | None = None,
+    instructions: Iterable[str] = (),
 ) -> Encoding:
     """Encode examples in order; a prompt and its longest completion fit into ``max_length`` tokens.
 
@@ -116,6 +124,8 @@ def encode(
     the example is left out as ``no_mismatch``.
 
     ``embedded`` is how many tokens have an embedding (``None``: all that the tokenizer knows).
+    ``instructions`` are those with which some policy is asked: each prompt is encoded with each of
+    them, too, and must fit as well.
     """
     known = len(template.tokenizer) if embedded is None else embedded
     examples = list(examples)
@@ -135,9 +145,25 @@ def encode(
             encoding.objections[example.example_id] = Objection("same_tokens", -1)
         else:
             found.append((example, tokens))
+    told: list[dict[str, Ids]] = [{} for _ in found]
+    for text in instructions:
+        again = ExampleTokenizer(template, max_length)(
+            [instructed_example(example, text) for example, _ in found]
+        )
+        for number, tokens in enumerate(again):
+            if isinstance(tokens, Objection):
+                encoding.objections[found[number][0].example_id] = tokens
+            else:
+                told[number][text] = tokens.prompt
+    whole = [
+        number
+        for number, (example, _) in enumerate(found)
+        if example.example_id not in encoding.objections
+    ]
+    found, told = [found[number] for number in whole], [told[number] for number in whole]
     lone = [(example.example_id, tokens) for example, tokens in found if example.lone]
     mismatched = _mismatched(lone, max_length)
-    for example, tokens in found:
+    for (example, tokens), also in zip(found, told, strict=True):
         completions, masks = tokens.completions, tokens.masks
         if example.lone:
             other = next(mismatched)
@@ -145,7 +171,7 @@ def encode(
                 encoding.objections[example.example_id] = Objection("no_mismatch")
                 continue
             completions, masks = (*completions, other), (*masks, None)
-        encoding.rows.append(EncodedExample(example, tokens.prompt, completions, masks))
+        encoding.rows.append(EncodedExample(example, tokens.prompt, completions, masks, also))
         encoding.shortened.update(["prompt_shortened"] if tokens.shortened else [])
         encoding.retokenized.update(tokens.retokenized)
     return encoding

@@ -11,7 +11,7 @@ import math
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from itertools import islice
@@ -58,6 +58,7 @@ class Learner:
         config: the settings of the update.
         candidate: the checked bytes of an adapter that was trained elsewhere, which is then the
             candidate; else it starts as a copy of live.
+        told: the instructions that live and the candidate are asked with, where they have any.
         caches: where the scores of frozen policies are kept, by policy; none unless given.
         progress: called with ``(stage, done, total)`` as work goes on.
         team: the processes to share the work with; none unless given.
@@ -74,6 +75,7 @@ class Learner:
         config: UpdateConfig,
         *,
         candidate: AdapterFiles | None = None,
+        told: Mapping[adapter.Policy, str] | None = None,
         caches: Mapping[adapter.Policy, LogpCache] | None = None,
         progress: Progress | None = None,
         team: Team | None = None,
@@ -88,6 +90,7 @@ class Learner:
         self.retokenized: Counter[str] = Counter()
         self.reached: set[str] = set()
         self._live = None if live is None else live.folder.name
+        self._told = {name: text for name, text in (told or {}).items() if text}
         self._caches = caches or {}
         self._progress: Progress = progress or (lambda stage, done, total: None)
         self._team = team or Team()
@@ -138,9 +141,14 @@ class Learner:
         if "candidate" in self._caches:
             self._caches["candidate"].forget()
 
-    def encode(self, examples: Sequence[Example]) -> list[EncodedExample]:
-        """Encode examples, and count those that cannot be encoded."""
-        found = self._encode(examples)
+    def encode(
+        self, examples: Sequence[Example], *, told: Iterable[str] = ()
+    ) -> list[EncodedExample]:
+        """Encode examples, and count those that cannot be encoded.
+
+        ``told`` are instructions with which rows will be asked beside those of the policies.
+        """
+        found = self._encode(examples, told)
         self.objections.update(found.objections)
         self.shortened.update(found.shortened)
         self.retokenized.update(found.retokenized)
@@ -150,13 +158,26 @@ class Learner:
         """Encode examples to see what they would cost, and count nothing."""
         return self._encode(examples).rows
 
-    def _encode(self, examples: Sequence[Example]) -> Encoding:
+    def _encode(self, examples: Sequence[Example], told: Iterable[str] = ()) -> Encoding:
         return encoding.encode(
             examples,
             self.base.template,
             max_length=self.max_length,
             embedded=self.base.embedded,
+            instructions=sorted({*self._told.values(), *told} - {""}),
         )
+
+    def instructions(self, policy: adapter.Policy) -> str:
+        """What a policy is told before each conversation; the base is told nothing."""
+        return self._told.get(policy, "")
+
+    def instruct(self, instructions: str) -> None:
+        """Ask the candidate with other instructions; rows have to be encoded anew."""
+        self._told = {**self._told, "candidate": instructions}
+
+    def asked(self, policy: adapter.Policy, rows: Sequence[EncodedExample]) -> list[EncodedExample]:
+        """Rows as a policy is asked them: with its instructions."""
+        return [row.asked_with(self.instructions(policy)) for row in rows]
 
     def policy(self, name: adapter.Policy) -> AbstractContextManager[PeftModel]:
         """The model with one policy active, for a block."""
@@ -181,7 +202,7 @@ class Learner:
 
     def score(self, policy: adapter.Policy, rows: Sequence[EncodedExample]) -> list[Logps]:
         """Sequence log-probs of the completions of each row under one policy."""
-        cache = self._caches.get(policy)
+        rows, cache = self.asked(policy, rows), self._caches.get(policy)
         if cache is None:
             return [one.sums for one in self._compute(policy, rows)]
         known = cache.known(rows)
@@ -195,6 +216,7 @@ class Learner:
         They come from the same passes and are kept with the sums, so whoever asks first, for one or
         the other, a row is scored once.
         """
+        rows = self.asked(policy, rows)
         if policy == "live" and self._live is None:
             policy = "base"
         cache = self._caches.get(policy)
@@ -208,7 +230,7 @@ class Learner:
     def is_scored(self, policy: adapter.Policy, rows: Sequence[EncodedExample]) -> list[bool]:
         """Whether the scores of each row under base or live are kept already."""
         cache = self._caches.get("base" if self._live is None else policy)
-        known = [None] * len(rows) if cache is None else cache.known(rows)
+        known = [None] * len(rows) if cache is None else cache.known(self.asked(policy, rows))
         return [scores is not None for scores in known]
 
     def ratios(self, policy: adapter.Policy, rows: Sequence[EncodedExample]) -> list[Logps]:
@@ -230,7 +252,10 @@ class Learner:
         return [found.get(example.example_id, -math.inf) for example in examples]
 
     def _compute(self, policy: adapter.Policy, rows: Sequence[EncodedExample]) -> list[Scored]:
-        """Score rows and store the scores of each pass; an update that is ended loses one pass."""
+        """Score rows as they are asked, and store the scores of each pass.
+
+        An update that is ended loses one pass.
+        """
         if not rows:
             return []
         route, cache = self.route(rows), self._caches.get(policy)
@@ -280,16 +305,20 @@ class Learner:
         import torch
 
         route, cache, found = self.route(rows), self._caches.get(policy), dict[int, Logps]()
+        asked = self.asked(policy, rows)
         with torch.no_grad():
-            for run, batch in logps.passes(self._model, rows, route, self.pad):
+            for run, batch in logps.passes(self._model, asked, route, self.pad):
+                some = [asked[number] for number in run]
+                plain = batch
+                if self.instructions(policy):  # the same tokens in the same order, asked otherwise
+                    plain = route.layout([rows[number] for number in run], self.pad)
                 with self.policy("base") as model:
-                    base = route.states(model, batch)
+                    base = route.states(model, plain.to(batch.ids.device))
                 with self.policy(policy) as model:
                     read = route.read(route.states(model, batch), batch, live=base)
                 assert read.kl is not None  # it was asked for
                 found.update(zip(run, map(tuple, batch.spread(read.kl).tolist()), strict=True))
                 if cache is not None:
-                    some = [rows[number] for number in run]
                     cache.remember(some, logps.scored(some, batch, read.logps))
                 self._progress(f"score {policy}", len(found), len(rows))
         return [found[number] for number in range(len(rows))]
@@ -326,8 +355,10 @@ class Learner:
         live: Sequence[Logps | None] = [None] * len(judged)
         if losses.needs_live:
             live = self.score("live", judged)
-        training = [TrainingRow(*each) for each in zip(judged, references, live, strict=True)]
-        training += [TrainingRow(row, ()) for row in rows if row.example.ordinary]
+        asked = self.asked("candidate", judged)
+        training = [TrainingRow(*each) for each in zip(asked, references, live, strict=True)]
+        ordinary = [row for row in rows if row.example.ordinary]
+        training += [TrainingRow(row, ()) for row in self.asked("candidate", ordinary)]
         epochs = longer * (epochs or self.config.epochs or epochs_for(new))
         leash = self._leash(judged)
         order = {
@@ -367,16 +398,27 @@ class Learner:
             TrainingDiverged: the loss is no longer finite.
             KeyboardInterrupt: a signal came.
         """
+        with self.aside(self._start, what="cross-fit"):
+            yield self.fit(rows, new=len(rows), epochs=epochs, limits=limits)
+
+    @contextmanager
+    def aside(self, start: adapter.Start, *, what: str = "beside") -> Iterator[None]:
+        """Within the block the candidate is what it would start from; nothing of it is kept.
+
+        Afterwards it is what it was, bit for bit. Progress is told as that of ``what``.
+        """
         kept = adapter.weights(self._model)
         caches, reached, progress = self._caches, self.reached, self._progress
+        told = self._told
         self._caches = {name: cache for name, cache in caches.items() if name != "candidate"}
-        self._progress = lambda stage, done, total: progress(f"cross-fit: {stage}", done, total)
+        self._progress = lambda stage, done, total: progress(f"{what}: {stage}", done, total)
         try:
-            adapter.restart(self._model, self._start, seed=self.config.seed)
-            yield self.fit(rows, new=len(rows), epochs=epochs, limits=limits)
+            adapter.restart(self._model, start, seed=self.config.seed)
+            yield
         finally:
             adapter.set_weights(self._model, kept)
             self._caches, self.reached, self._progress = caches, reached, progress
+            self._told = told
 
     def _leash(self, rows: Sequence[EncodedExample]) -> Leash:
         """How far the candidate may go, given how far live is from the base on these rows."""

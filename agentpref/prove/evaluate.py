@@ -20,6 +20,7 @@ from agentpref.learn.learner import Learner
 from agentpref.learn.logps import Logps
 from agentpref.learn.losses.kto import is_liked
 from agentpref.models.continuation import greedy
+from agentpref.models.instructions import instructed
 from agentpref.models.tokenizer import encode_prompt
 from agentpref.prefer.strata import coarsen, stratify
 from agentpref.prove import probes as writing
@@ -294,16 +295,18 @@ def gather(
     probes = writing.choose_probes(learner, new.rows, old.rows, trained, limit=limit, seed=seed)
     judged = writing.judged(learner, [*new.rows, *trained], seed=seed)
     live, candidate = (
-        writing.generations(learner, policy, probes.prompts, limit=limit, phrases=judged.phrases)
-        for policy in ("live", "candidate")
+        writing.generations(
+            learner, policy, probes.prompts_of(learner, policy), limit=limit, phrases=judged.phrases
+        )
+        for policy in _SERVED
     )
     temperature = config.gate.temperature
     drawn = [
         writing.generations(
-            learner, policy, probes.prompts[:SAMPLED], limit=limit, phrases=judged.phrases,
-            temperature=temperature, seed=seed,
+            learner, policy, probes.prompts_of(learner, policy)[:SAMPLED], limit=limit,
+            phrases=judged.phrases, temperature=temperature, seed=seed,
         )
-        for policy in ("live", "candidate")
+        for policy in _SERVED
     ]  # fmt: skip
     chosen, rejected = writing.judged_probes(learner, probes.rows, judged.phrases)
     fresh_chosen, fresh_rejected = writing.sides_of(probes.rows[: probes.fresh])
@@ -352,8 +355,12 @@ def _ordinary(learner: Learner, rows: Sequence[EncodedExample], *, seed: int) ->
     """What became of answers that nobody judged, and what is written to some of their prompts."""
     limit = token_limit(rows)
     probes = writing.choose_probes(learner, rows, limit=limit, seed=seed)
-    prompts = probes.prompts[:ORDINARY_PROBES]
-    written = (writing.generations(learner, p, prompts, limit=limit) for p in _SERVED)
+    written = (
+        writing.generations(
+            learner, policy, probes.prompts_of(learner, policy)[:ORDINARY_PROBES], limit=limit
+        )
+        for policy in _SERVED
+    )
     return OrdinaryEvidence(_falls(learner, rows), *written)
 
 
@@ -421,7 +428,8 @@ def answer(learner: Learner, messages: Sequence[Message]) -> str:
     Raises:
         GenerationFailed: the messages leave no room in the model's positions.
     """
-    prompt = encode_prompt(Prompt("", tuple(messages)), learner.base.template)
+    asked = instructed(messages, learner.instructions("candidate"))
+    prompt = encode_prompt(Prompt("", asked), learner.base.template)
     with learner.policy("candidate") as model:
         ((ids,), _) = greedy(model, [prompt], learner.decoding, limit=MOST_TOKENS)
     return learner.decoding.text(ids)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from agentpref.learn.adapter import Policy
 from agentpref.learn.encode import EncodedExample
 from agentpref.learn.learner import Learner
 from agentpref.models.continuation import greedy, sampled
+from agentpref.models.instructions import instructed_example
 from agentpref.models.tokenizer import ExampleTokenizer, Ids
 from agentpref.models.tool_calls import has_broken_call, parse_rate
 from agentpref.prove.asked import JudgedAnswers, Odd, odd_by_tag
@@ -52,14 +54,24 @@ class Probes(NamedTuple):
     """The prompts that live and candidate answer, with their rows.
 
     The first ``fresh`` of them are of new examples, and the first ``unseen`` of these were held
-    out. ``notes`` tell of those that were changed.
+    out. ``asked`` are the same rows with the prompts that leave room for an answer. ``notes`` tell
+    of those that were changed.
     """
 
     rows: list[EncodedExample]
-    prompts: list[Ids]
+    asked: list[EncodedExample]
     fresh: int
     unseen: int
     notes: tuple[str, ...] = ()
+
+    @property
+    def prompts(self) -> list[Ids]:
+        """What a policy without instructions is given."""
+        return [row.prompt for row in self.asked]
+
+    def prompts_of(self, learner: Learner, policy: Policy) -> list[Ids]:
+        """What a policy is given: with its instructions, if it has any."""
+        return [row.prompt for row in learner.asked(policy, self.asked)]
 
 
 def choose_probes(
@@ -89,24 +101,29 @@ def choose_probes(
     chosen = fresh + kept
     positions = learner.decoding.positions
     if positions is None:
-        return Probes(chosen, [row.prompt for row in chosen], len(fresh), unseen)
+        return Probes(chosen, chosen, len(fresh), unseen)
     room = positions - limit
     tokenizer = ExampleTokenizer(learner.base.template, learner.max_length)
-    shorter = {
-        number: tokenizer.shortened(row.example, room)
-        for number, row in enumerate(chosen)
-        if len(row.prompt) > room
-    }
-    prompts = [shorter.get(number) or row.prompt for number, row in enumerate(chosen)]
+    shorter: dict[int, bool] = {}
+    asked = []
+    for number, row in enumerate(chosen):
+        with_room: dict[str, Ids] = {}
+        for text, prompt in {"": row.prompt, **row.told}.items():
+            with_room[text] = prompt
+            if len(prompt) > room:
+                found = tokenizer.shortened(instructed_example(row.example, text), room)
+                with_room[text] = found or prompt
+                shorter[number] = found is not None and shorter.get(number, True)
+        asked.append(replace(row, prompt=with_room.pop(""), told=with_room))
     if not shorter:
-        return Probes(chosen, prompts, len(fresh), unseen)
-    cut = sum(prompt is None for prompt in shorter.values())
+        return Probes(chosen, chosen, len(fresh), unseen)
+    cut = sum(not found for found in shorter.values())
     note = (
         f"{len(shorter)} of {len(chosen)} prompts leave no room for an answer of {limit} tokens in "
         f"the model's {positions} positions: {len(shorter) - cut} were asked without their oldest "
         f"turns, and the answers to {cut} are cut where the positions end"
     )
-    return Probes(chosen, prompts, len(fresh), unseen, (note,))
+    return Probes(chosen, asked, len(fresh), unseen, (note,))
 
 
 def _distinct(rows: Iterable[EncodedExample], seen: set[str]) -> list[EncodedExample]:

@@ -45,19 +45,21 @@ def name_weights(connection: sqlite3.Connection, home: Home, *, of: str = "true"
     """Give a connection the SQL function ``weights(revision_id)``, equal for equal weights.
 
     It is null for what has no manifest, and for revisions for which the SQL condition ``of`` does
-    not hold.
+    not hold. Weights with instructions beside them are others: what these were made of says nothing
+    of the weights.
     """
     query = f"SELECT revision_id, manifest FROM revision WHERE {of}"
     files, tensors = dict[str, str](), dict[str, str]()  # the digests of both
+    told = dict[str, str]()
     for name, manifest in connection.execute(query):
         published, digest = _digests(manifest)
         if published is not None:
-            files[name] = published
+            files[name], told[name] = published, _instructions(manifest)
             digest = digest or _read(home.adapters / name / _FILE, published)
             if digest is not None:
                 tensors[published] = digest
     # Of a file that is gone, another revision may have had a copy.
-    named = {name: tensors.get(file, file) for name, file in files.items()}
+    named = {name: tensors.get(file, file) + told[name] for name, file in files.items()}
     connection.create_function("weights", 1, named.get, deterministic=True)
 
 
@@ -70,6 +72,15 @@ def _digests(manifest: Any) -> tuple[str | None, str | None]:
         return None, None
     file, tensors = (digest if isinstance(digest, str) else None for digest in found)
     return file, tensors
+
+
+def _instructions(manifest: Any) -> str:
+    """What tells a revision with instructions from the one whose weights it has."""
+    try:
+        text = orjson.loads(manifest).get("instructions")
+    except (AttributeError, TypeError, ValueError):
+        return ""
+    return f"+{hashlib.sha256(text.encode()).hexdigest()}" if isinstance(text, str) and text else ""
 
 
 def _read(file: Path, published: str) -> str | None:

@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from agentpref.errors import ConfigError, GenerationFailed, TemplateRefused, described
 from agentpref.models.grammar import ANY_TOOL, AnswerGrammars, function_of
+from agentpref.models.instructions import instructed
 from agentpref.models.template import ChatTemplate
 from agentpref.models.tokenizer import Ids, encode_prompt
 from agentpref.models.tool_calls import CallStream, assistant_message
@@ -69,6 +70,11 @@ class Revision:
     quarantined_at: float | None = None
     quarantine_reason: str | None = None
     pruned_at: float | None = None
+
+    @property
+    def instructions(self) -> str:
+        """What the model is told before each conversation."""
+        return str(self.manifest.get("instructions", ""))
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,8 +223,12 @@ def _length(value: object) -> int:
     return sum(map(_length, value)) if isinstance(value, (list, tuple)) else 0
 
 
-def encode_request(request: GenerationRequest, template: ChatTemplate, model: str) -> Ids:
+def encode_request(
+    request: GenerationRequest, template: ChatTemplate, model: str, instructions: str = ""
+) -> Ids:
     """The tokens to continue for a request: those that training has for the same messages.
+
+    ``instructions`` are those of the revision that answers.
 
     Raises:
         ConfigError: it asks for the best of several answers, which an engine does not choose.
@@ -230,7 +240,8 @@ def encode_request(request: GenerationRequest, template: ChatTemplate, model: st
             "agentpref.serve.best.BestOf, or start the gateway with --reward"
         )
     template.require_arguments(request.chat_template_kwargs)
-    prompt = Prompt("", request.messages, request.tools, request.chat_template_kwargs)
+    messages = instructed(request.messages, instructions)
+    prompt = Prompt("", messages, request.tools, request.chat_template_kwargs)
     try:
         return encode_prompt(prompt, template)
     except (TemplateRefused, TypeError, ValueError) as error:  # the latter two of a tokenizer

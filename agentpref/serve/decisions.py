@@ -30,7 +30,7 @@ from agentpref.printable import in_namespace
 from agentpref.record.updates import Updates
 from agentpref.serve import status
 from agentpref.serve.backend import Revision
-from agentpref.serve.folders import WEIGHTS_FILE
+from agentpref.serve.folders import WEIGHTS_FILE, contents
 from agentpref.serve.status import ServingState
 
 
@@ -183,8 +183,12 @@ def digests_of(base: Mapping[str, Any]) -> tuple[Any, Any]:
 
 
 def _weights(manifest: Mapping[str, Any]) -> str | None:
-    digest: str | None = manifest.get("files", {}).get(WEIGHTS_FILE)
-    return digest
+    """What tells revisions apart: the digest of the weights, and of instructions beside them."""
+    if "files" not in manifest:
+        return None
+    found = contents(manifest)
+    digests = [found[name] for name in (WEIGHTS_FILE, "instructions") if name in found]
+    return "+".join(digests) or None
 
 
 def _is_before(tainted_at: float | None, at: float) -> bool:

@@ -50,10 +50,19 @@ def revision_id(seq: int, files: Mapping[str, str]) -> str:
     return f"rev-{seq:06d}-{hashlib.sha256(content.encode()).hexdigest()[:12]}"
 
 
-def is_named_by_content(name: str, files: Mapping[str, str]) -> bool:
+def contents(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """The digests of all that a revision consists of: its files, and its instructions if any."""
+    found = dict(manifest["files"])
+    if instructions := manifest.get("instructions"):
+        found["instructions"] = hashlib.sha256(instructions.encode()).hexdigest()
+    return found
+
+
+def is_named_by_content(name: str, manifest: Mapping[str, Any]) -> bool:
     """Whether a name is that of these digests: if not, somebody edited files, manifest and row."""
-    seq = name.split("-")[1]
-    return set(files) == set(ADAPTER_FILES) and revision_id(int(seq), files) == name
+    seq = int(name.split("-")[1])
+    is_whole = set(manifest["files"]) == set(ADAPTER_FILES)
+    return is_whole and revision_id(seq, contents(manifest)) == name
 
 
 def encode(manifest: Mapping[str, Any]) -> bytes:

@@ -89,7 +89,7 @@ def insert(
     names = connection.execute("SELECT revision_id FROM revision")
     clear_adapters(home.adapters, {name for (name,) in names})
     (seq,) = connection.execute("SELECT COALESCE(MAX(seq), 0) + 1 FROM revision").fetchone()
-    name = folders.revision_id(seq, manifest["files"])
+    name = folders.revision_id(seq, folders.contents(manifest))
     folders.give_name(draft, home.adapters / name)
     parent, content = manifest["parent"], folders.encode(manifest).decode()
     values = (name, manifest["namespace"], seq, parent, time.time(), content)

@@ -212,8 +212,11 @@ class Registry:
         model: Mapping[str, Any],
         training: Mapping[str, Any],
         watermark: Mapping[str, Any] | None = None,
+        instructions: str = "",
     ) -> Iterator[Publication]:
         """Publish as :meth:`publish` does, in one transaction with what the block writes.
+
+        ``instructions`` are what the model is told before each conversation.
 
         The folder is complete and durable before the block. If the block raises, or the process
         dies in it, nothing was published.
@@ -222,6 +225,7 @@ class Registry:
             self.get(parent)
         own = {"namespace": self.namespace, "parent": parent, "base": dict(model)}
         own |= {"training": dict(training), "watermark": dict(watermark or {})}
+        own |= {"instructions": instructions} if instructions else {}
         with publishing.published(self.home, Path(folder), own) as publication:
             yield publication
 

@@ -119,7 +119,7 @@ def check_published(revision: Revision) -> AdapterFiles:
             f"{revision.revision_id} has manifest format {manifest.get('format')!r}, this "
             f"agentpref reads {FORMAT}; upgrade agentpref"
         )
-    if not is_named_by_content(revision.revision_id, manifest["files"]):
+    if not is_named_by_content(revision.revision_id, manifest):
         raise InvalidAdapter(
             f"{revision.revision_id} is not the name of the digests in its manifest: somebody "
             f"edited it; restore the home from a backup, or roll back"

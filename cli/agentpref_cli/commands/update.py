@@ -76,6 +76,9 @@ NICE = 1
 """How far an update lowers its priority. Beside two busy processes, 2 took it about half as long
 again as 1, in a few noisy runs (docs/training.md)."""
 
+INSTRUCTED = "live, instructed"
+"""What a report says that a candidate started from which was told rules, and not trained."""
+
 _CROWDED = 0.1  # the share of waiting from which on a report names it
 _THUMBS = "_thumbs"
 _SHOWN, _WIDTH = 3, 200  # answers that a report prints, and characters of each
@@ -100,6 +103,21 @@ def update(
     max_minutes: Annotated[
         float | None,
         typer.Option(metavar="M", help="Time for the whole update; what does not fit waits."),
+    ] = None,
+    arm: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ARM",
+            help="What to learn: an `adapter`; instructions (`prompt`); or an adapter, with a word "
+            "on whether instructions do as well (`both`) [default: adapter].",
+            show_default=False,
+        ),
+    ] = None,
+    rule: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT", help="With --arm prompt: a rule of your own to prove; may be repeated."
+        ),
     ] = None,
     no_promote: Annotated[
         bool, typer.Option("--no-promote", help="Leave what serves as it is; only publish.")
@@ -164,6 +182,10 @@ def update(
     settings = options.read_settings(config, set_ or ())
     if max_minutes is not None:
         settings["max_minutes"] = max_minutes
+    if arm is not None:
+        settings["arm"] = arm
+    if rule:
+        settings["rules"] = rule
     checked = UpdateConfig.from_mapping(settings)
     process.give_way(nice)
     run_update: Callable[..., UpdateReport] = update_here
@@ -304,6 +326,9 @@ def _training(report: Mapping[str, Any]) -> Iterator[str]:
     training, counts = report["training"], report["counts"]
     if not training:
         return
+    if training.get("start") == INSTRUCTED:
+        yield f"nothing was trained; {_instructions(training)}"
+        return
     if adopted := training.get("adopted"):
         name, digest = adopted["folder"], adopted["sha256"]
         yield f"adopted from {name} (sha256 {digest[:12]} of its weights); nothing was trained here"
@@ -329,6 +354,15 @@ def _training(report: Mapping[str, Any]) -> Iterator[str]:
         whose = f"its {training['threads']} threads" if training["threads"] > 1 else "it"
         yield f"other work had the cores: {whose} waited {waited:.0%} of the time for one"
     yield from _route(training)
+
+
+def _instructions(training: Mapping[str, Any]) -> str:
+    """What the candidate of a prompt arm is told, and how its rules were chosen."""
+    told = " ".join(training["rules"]) or "nothing"
+    if not training["tried"]:
+        return f"told: {told}"
+    found = f"{training['better']} of {training['pairs']} pairs better, {training['worse']} worse"
+    return f"of {training['tried']} trials of rules, told: {told} ({found})"
 
 
 def _route(training: Mapping[str, Any]) -> Iterator[str]:
