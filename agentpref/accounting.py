@@ -119,7 +119,8 @@ def account(
 def _ordinary(rows: UpdateRows) -> dict[str, tuple[Listed, ...]]:
     """What became of the ordinary answers that were drawn; none of them counts as learned."""
     found: dict[str, tuple[Listed, ...]] = {
-        "anchored": tuple(row.example for row in rows.ordinary),
+        "anchored": tuple(row.example for row in rows.ordinary if row.advised is None),
+        "taught": tuple(row.example for row in rows.ordinary if row.advised is not None),
         "anchored_held_out": tuple(row.example for row in rows.ordinary_held_out),
     }
     used = {example.example_id for group in found.values() for example in group}
@@ -148,6 +149,7 @@ def uses(
         "set_aside": "set_aside",
         "aged_out": "aged_out",
         "anchored": "anchor",
+        "taught": "anchor",
         "anchored_held_out": "anchor_held_out",
     }
     used = [(role, e) for group, role in roles.items() for e in groups.get(group, ())]
@@ -167,8 +169,13 @@ def with_account(
     """The report with what becomes of every example, and with what was not used as logged."""
     objections = {e.example_id: learner.objections[e.example_id] for e in groups["left_out"]}
     always = {"trained", "replayed", "new_evaluated", "old_evaluated"}
-    ordinary = {name: len(group) for name, group in groups.items() if name.startswith("anchored")}
-    told = {k: v for k, v in groups.items() if k not in ("left_out", "restored", *ordinary)}
+    ordinary = {
+        name: len(group)
+        for name, group in groups.items()
+        if name.startswith("anchored") or (name == "taught" and group)
+    }
+    untold = ("left_out", "restored", "taught", *ordinary)
+    told = {k: v for k, v in groups.items() if k not in untold}
     used = {k: v for k, v in told.items() if v or k in always}
     reasons = Counter(objection.reason for objection in objections.values())
     return replace(

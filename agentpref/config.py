@@ -6,41 +6,27 @@
     Traceback (most recent call last):
     agentpref.errors.ConfigError: batch_size is 2.5, but must be a whole number of 1 or more
 
-pydantic checks every value in strict mode, in Python as well as from TOML and ``--set``: `true` is
-no number, `2.0` no whole number, and infinity and NaN are refused. An unknown name is refused with
-the nearest known one, and so is a setting that another setting leaves without effect. `make docs`
-writes the table of settings in docs/updates.md from these declarations.
+Every value is checked (``agentpref.settings``), in Python as well as from TOML and ``--set``. `make
+docs` writes the table of settings in docs/updates.md from these declarations.
 """
 
 from __future__ import annotations
 
-import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
-from functools import wraps
-from types import NoneType
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias
 
 import orjson
-from pydantic import ConfigDict, Field, JsonValue, ValidationError
+from pydantic import Field, JsonValue
 from pydantic.dataclasses import dataclass
-from pydantic_core import ErrorDetails, core_schema
 
 from agentpref import plugins
 from agentpref.errors import ConfigError
+from agentpref.settings import LARGEST, STRICT, OneOf, fields_of, group, refuse_idle, setting
 from agentpref.types import HELD_OUT, LORA_RANKS
 
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "4bit"]
 """The number format in which a base model is held."""
-
-_LARGEST = 2**32 - 1
-_REMOVED = {
-    "gate.min_pairs": "a gain is proven by a test that is valid at any number of pairs; leave it "
-    "out, or raise gate.confidence to ask for more evidence",
-}
-_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-
-T = TypeVar("T")
 
 
 def loss_kinds() -> tuple[str, ...]:
@@ -57,77 +43,21 @@ def _loss(name: str, kind: str, *, lone: bool) -> Any:
     return loss
 
 
-class _OneOf(NamedTuple):
-    """Field metadata: the allowed values, looked up when a value is checked."""
-
-    choices: Callable[[], Iterable[object]]
-
-    def __get_pydantic_core_schema__(self, kind: Any, handler: Any) -> core_schema.CoreSchema:
-        return core_schema.no_info_after_validator_function(self._check, handler(kind))
-
-    def _check(self, value: T) -> T:
-        if value not in self.choices():
-            raise ValueError("not one of the choices")
-        return value
-
-
-def _fields(group: Any) -> dict[str, Any]:
-    """The pydantic declarations of a group's fields."""
-    return group.__pydantic_fields__  # type: ignore[no-any-return]
-
-
-def setting(default: T, description: str, **constraints: Any) -> T:
-    """Declare a setting, with pydantic's constraints: ``ge`` and ``le``, ``gt`` and ``lt``."""
-    declared: T = Field(default=default, description=description, **constraints)
-    return declared
-
-
-def _group(prefix: str, *, switch: str | None = None) -> Callable[[type[T]], type[T]]:
-    """Class decorator: make errors ``ConfigError``, with names that begin with ``prefix``.
-
-    Where the setting ``switch`` is 0, it turns the others off, and they must stay as they are.
-    """
-
-    def decorate(kind: type[T]) -> type[T]:
-        validate: Callable[..., None] = kind.__init__
-
-        @wraps(validate)
-        def checked(self: T, **settings: Any) -> None:
-            try:
-                validate(self, **settings)
-            except ValidationError as error:
-                raise _explained(kind, prefix, error.errors()[0], settings) from error
-            for name in _fields(kind):
-                value = getattr(self, name)
-                if isinstance(value, int) and value > _LARGEST:
-                    raise ConfigError(f"{prefix}{name} is {value}, but may be {_LARGEST:,} at most")
-            if switch and not getattr(self, switch):
-                off = prefix + switch
-                cure = f"leave it out, or raise {off}"
-                for name in (name for name in _fields(kind) if name != switch):
-                    _refuse_idle(self, prefix + name, f"{off} is 0", cure)
-
-        kind.__init__ = checked  # type: ignore[method-assign, assignment]
-        return kind
-
-    return decorate
-
-
-@_group("lora.")
-@dataclass(config=_STRICT, frozen=True, slots=True, kw_only=True)
+@group("lora.")
+@dataclass(config=STRICT, frozen=True, slots=True, kw_only=True)
 class LoraSettings:
     """Shape of the adapter."""
 
-    rank: Annotated[int, _OneOf(lambda: LORA_RANKS)] = setting(16, "rank; vLLM loads no others")
+    rank: Annotated[int, OneOf(lambda: LORA_RANKS)] = setting(16, "rank; vLLM loads no others")
     alpha: int = setting(32, "scale: what the adapter adds is multiplied by α/rank", gt=0)
 
 
-@_group("loss.")
-@dataclass(config=_STRICT, frozen=True, slots=True, kw_only=True)
+@group("loss.")
+@dataclass(config=STRICT, frozen=True, slots=True, kw_only=True)
 class LossSettings:
     """The loss of a pair, and the anchor on the chosen answer."""
 
-    kind: Annotated[str, _OneOf(loss_kinds)] = setting(
+    kind: Annotated[str, OneOf(loss_kinds)] = setting(
         "sigmoid", "a registered loss of pairs (not kto): see training.md"
     )
     beta: float = setting(0.1, "temperature β of the loss", gt=0)
@@ -146,14 +76,14 @@ class LossSettings:
     )
 
     def __post_init__(self) -> None:
-        settings = _fields(type(self))
+        settings = fields_of(type(self))
         changed = [name for name in settings if getattr(self, name) != settings[name].default]
         if not changed:
             return
         reads = getattr(_loss("loss.kind", self.kind, lone=False), "reads", frozenset[str]())
         for name in (name for name in changed if name != "kind" and name not in reads):
             because = f"loss.kind {self.kind!r} does not read it"
-            _refuse_idle(self, f"loss.{name}", because, "leave it out, or set another loss.kind")
+            refuse_idle(self, f"loss.{name}", because, "leave it out, or set another loss.kind")
         if self.kind == "robust" and self.noise == 0.5:
             raise ConfigError(
                 "loss.noise is 0.5, at which loss.kind 'robust' divides by zero: such labels are "
@@ -161,11 +91,11 @@ class LossSettings:
             )
         if self.kind == "robust" and self.noise == 0:
             cure = "leave it at 'sigmoid', or leave loss.noise out"
-            _refuse_idle(self, "loss.kind", "with loss.noise 0 it is plain DPO", cure)
+            refuse_idle(self, "loss.kind", "with loss.noise 0 it is plain DPO", cure)
 
 
-@_group("thumbs.", switch="weight")
-@dataclass(config=_STRICT, frozen=True, slots=True, kw_only=True)
+@group("thumbs.", switch="weight")
+@dataclass(config=STRICT, frozen=True, slots=True, kw_only=True)
 class ThumbSettings:
     """The loss of a lone thumb: KTO (2402.01306), in the same batches as the pairs.
 
@@ -174,18 +104,18 @@ class ThumbSettings:
     of λ over the thumbs is 1.
     """
 
-    kind: Annotated[str, _OneOf(loss_kinds)] = setting("kto", "a registered loss of lone thumbs")
+    kind: Annotated[str, OneOf(loss_kinds)] = setting("kto", "a registered loss of lone thumbs")
     weight: float = setting(1.0, "weight of a thumb beside a pair's 1; 0 turns thumbs off", ge=0)
     desirable: float | None = setting(None, "λ_D, the weight of likes; None: balanced", gt=0)
     undesirable: float | None = setting(None, "λ_U, the weight of dislikes; None: balanced", gt=0)
 
     def __post_init__(self) -> None:
-        if self.kind != _fields(type(self))["kind"].default:
+        if self.kind != fields_of(type(self))["kind"].default:
             _loss("thumbs.kind", self.kind, lone=True)
 
 
-@_group("kl.", switch="weight")
-@dataclass(config=_STRICT, frozen=True, slots=True, kw_only=True)
+@group("kl.", switch="weight")
+@dataclass(config=STRICT, frozen=True, slots=True, kw_only=True)
 class KLSettings:
     """The penalty λ·max(0, KL − target), which keeps a candidate near the live revision.
 
@@ -199,8 +129,8 @@ class KLSettings:
     pull: float = setting(0.6, "share of the budget beyond which the base pulls", gt=0, le=1)
 
 
-@_group("anchor.", switch="size")
-@dataclass(config=_STRICT, frozen=True, slots=True, kw_only=True)
+@group("anchor.", switch="size")
+@dataclass(config=STRICT, frozen=True, slots=True, kw_only=True)
 class AnchorSettings:
     """Ordinary logged answers, outside of what people judge, that a candidate goes on to give."""
 
@@ -209,8 +139,21 @@ class AnchorSettings:
     kl: float = setting(0.5, "weight κ of their KL to live; none without kl.weight", ge=0)
 
 
-@_group("replay.", switch="minimum")
-@dataclass(config=_STRICT, frozen=True, slots=True, kw_only=True)
+@group("comments.", switch="weight")
+@dataclass(config=STRICT, frozen=True, slots=True, kw_only=True)
+class CommentSettings:
+    """Self-distillation by people's comments: live, told one, teaches the candidate (2601.19897).
+
+    The loss is KL(live told the comment ‖ candidate), in nats per token of the answer that was
+    commented on.
+    """
+
+    weight: float = setting(0.0, "weight of a remark, beside a pair's 1; 0 turns them off", ge=0)
+    size: int = setting(64, "how many comments to learn from, the newest first", ge=1)
+
+
+@group("replay.", switch="minimum")
+@dataclass(config=STRICT, frozen=True, slots=True, kw_only=True)
 class ReplaySettings:
     """How many old examples are trained again beside the new ones."""
 
@@ -221,8 +164,8 @@ class ReplaySettings:
     )
 
 
-@_group("gate.")
-@dataclass(config=_STRICT, frozen=True, slots=True, kw_only=True)
+@group("gate.")
+@dataclass(config=STRICT, frozen=True, slots=True, kw_only=True)
 class GateSettings:
     """What a candidate must prove before it serves."""
 
@@ -269,11 +212,11 @@ class GateSettings:
     def __post_init__(self) -> None:
         if not self.cross_fit_below:
             cure = "leave it out, or raise gate.cross_fit_below"
-            _refuse_idle(self, "gate.folds", "gate.cross_fit_below is 0", cure)
+            refuse_idle(self, "gate.folds", "gate.cross_fit_below is 0", cure)
 
 
-@_group("watch.")
-@dataclass(config=_STRICT, frozen=True, slots=True, kw_only=True)
+@group("watch.")
+@dataclass(config=STRICT, frozen=True, slots=True, kw_only=True)
 class WatchSettings:
     """What is done when people's thumbs prove something of a revision that serves.
 
@@ -292,8 +235,8 @@ class WatchSettings:
     margin: float = setting(0.0, "how much lower a share of likes may be", ge=0, le=0.5)
 
 
-@_group("")
-@dataclass(config=_STRICT, frozen=True, slots=True, kw_only=True)
+@group("")
+@dataclass(config=STRICT, frozen=True, slots=True, kw_only=True)
 class UpdateConfig:
     """All settings of one update.
 
@@ -301,7 +244,7 @@ class UpdateConfig:
     checked copy.
     """
 
-    seed: int = setting(0, "seed of everything random", ge=0, le=_LARGEST)
+    seed: int = setting(0, "seed of everything random", ge=0, le=LARGEST)
     held_out: float = setting(HELD_OUT, "share of prompts that prove and never train", gt=0, lt=1)
     batch_size: int = setting(16, "examples in a step", ge=1)
     learning_rate: float | None = setting(None, "peak rate; None: from the model's size", gt=0)
@@ -327,16 +270,17 @@ class UpdateConfig:
     thumbs: ThumbSettings = ThumbSettings()
     kl: KLSettings = KLSettings()
     anchor: AnchorSettings = AnchorSettings()
+    comments: CommentSettings = CommentSettings()
     replay: ReplaySettings = ReplaySettings()
     gate: GateSettings = GateSettings()
 
     def __post_init__(self) -> None:
         if not self.kl.weight and self.anchor.size:
-            _refuse_idle(
+            refuse_idle(
                 self.anchor, "anchor.kl", "kl.weight is 0", "leave it out, or raise kl.weight"
             )
         if self.arm == "adapter":
-            _refuse_idle(self, "rules", "arm is 'adapter'", "leave it out, or set arm to 'prompt'")
+            refuse_idle(self, "rules", "arm is 'adapter'", "leave it out, or set arm to 'prompt'")
 
     @classmethod
     def from_mapping(cls, settings: Mapping[str, Any]) -> UpdateConfig:
@@ -350,7 +294,7 @@ class UpdateConfig:
             raise ConfigError(
                 f"settings are {settings!r}, but must be a mapping of names to values"
             )
-        groups = {name: field.annotation for name, field in _fields(cls).items()}
+        groups = {name: field.annotation for name, field in fields_of(cls).items()}
         return cls(
             **{
                 name: groups[name](**value)
@@ -364,70 +308,3 @@ class UpdateConfig:
         """The config as nested JSON values: what reports and manifests store."""
         values: dict[str, Any] = orjson.loads(orjson.dumps(asdict(self)))
         return values
-
-
-def allowed(field: Any) -> str:
-    """Say in words which values a setting takes, from its declaration."""
-    kinds = [kind for kind in typing.get_args(field.annotation) if kind is not NoneType]
-    origin = typing.get_origin(field.annotation)
-    if origin is Literal:
-        return _listed(kinds)
-    if origin is tuple:
-        parts = (_bounded("a number", item.__metadata__[0].metadata) for item in kinds)
-        return f"[{', '.join(parts)}]"
-    for constraint in field.metadata:
-        if isinstance(constraint, _OneOf):
-            return _listed(constraint.choices())
-    kind = kinds[0] if kinds else field.annotation
-    if kind is bool:
-        return "true or false"
-    if origin is dict:
-        return "a group of names and values"
-    return _bounded("a whole number" if kind is int else "a number", field.metadata)
-
-
-def _bounded(noun: str, constraints: Iterable[object]) -> str:
-    words = {"gt": "above", "ge": "from", "lt": "below", "le": "up to"}
-    bound = {name: getattr(c, name) for c in constraints for name in words if hasattr(c, name)}
-    if bound.keys() == {"ge", "le"}:
-        return f"{noun} from {bound['ge']} to {bound['le']}"
-    if bound.keys() == {"ge"}:
-        return f"{noun} of {bound['ge']} or more"
-    return f"{noun} " + " and ".join(f"{words[name]} {value}" for name, value in bound.items())
-
-
-def _listed(choices: Iterable[object]) -> str:
-    """Join choices as in `a, b or c`."""
-    names = [*map(str, choices)]
-    return " or ".join([", ".join(names[:-1]), *names[-1:]]) if len(names) > 1 else "".join(names)
-
-
-def _explained(
-    kind: type, prefix: str, error: ErrorDetails, settings: Mapping[str, Any]
-) -> ConfigError:
-    """Say which setting is wrong, its value, and what is allowed."""
-    cause = error.get("ctx", {}).get("error")
-    if isinstance(cause, ConfigError):
-        return cause  # of ``__post_init__``
-    key, known = str(error["loc"][0]), _fields(kind)
-    name = prefix + key
-    if name in _REMOVED:
-        return ConfigError(f"{name} is no setting any more: {_REMOVED[name]}")
-    if key not in known:
-        hint = plugins.suggest(name, [prefix + other for other in known])
-        return ConfigError(f"no setting is named {name!r}; {hint}")
-    value, group = settings[key], known[key].annotation
-    if is_dataclass(known[key].annotation):
-        return ConfigError(
-            f"{name} is a group of settings: write {name}.KEY=VALUE, or "
-            f"{group.__name__}(KEY=VALUE) in Python, not {value!r}"
-        )
-    return ConfigError(f"{name} is {value!r}, but must be {allowed(known[key])}")
-
-
-def _refuse_idle(group: Any, name: str, because: str, cure: str) -> None:
-    """Refuse a setting that was changed where another one leaves it without effect."""
-    key = name.rpartition(".")[2]
-    value = getattr(group, key)
-    if value != _fields(type(group))[key].default:
-        raise ConfigError(f"{name} is {value!r}, but has no effect, since {because}: {cure}")

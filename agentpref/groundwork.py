@@ -12,7 +12,6 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from agentpref.accounting import take_stock, there
@@ -27,7 +26,7 @@ from agentpref.learn.data import Available
 from agentpref.learn.process import LOADING, Interrupts
 from agentpref.learn.team import Team
 from agentpref.outcome import Wishes
-from agentpref.prefer import ordinary
+from agentpref.prefer import ordinary, remarks
 from agentpref.prefer.catalog import Catalog
 from agentpref.record import asides
 from agentpref.record.asides import Refusal
@@ -41,7 +40,7 @@ from agentpref.serve import decisions, regression
 from agentpref.serve.backend import Revision
 from agentpref.serve.registry import Registry
 from agentpref.serve.status import ServingState
-from agentpref.types import BASE, Progress, UpdateReport
+from agentpref.types import BASE, Example, Progress, UpdateReport
 
 if TYPE_CHECKING:
     from agentpref.learn.adapter import Policy
@@ -146,8 +145,7 @@ class Groundwork:
             aside={name for one in refusals for name in one.examples},
             aged=asides.aged_out(self.connection, serving.live),
         )
-        of_log = partial(ordinary.draw, self.connection, self.namespace, self.config)
-        available = replace(available, ordinary=of_log)
+        available = replace(available, ordinary=self._unlabelled)
         held = self.registry.held()
         report = replace(
             self.trace.report,
@@ -160,6 +158,11 @@ class Groundwork:
             ],
         )
         return Stock(serving, live, catalog, refusals, available, report)
+
+    def _unlabelled(self, judged: Sequence[Example]) -> list[Example]:
+        """The answers without a label that train beside the judged ones."""
+        log = (self.connection, self.namespace, self.config)
+        return [*ordinary.draw(*log, judged), *remarks.draw(*log)]
 
     def load_parts(self) -> Mapping[str, UserCheck]:
         """Load the losses, scorers and checks that will be needed; return the checks."""

@@ -10,10 +10,9 @@ The module cannot be called ``update``: importing it would hide the function ``a
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +31,7 @@ from agentpref.learn.resume import StartedUpdate
 from agentpref.learn.team import Team, assembled
 from agentpref.models.threads import sharing
 from agentpref.outcome import Outcome, Wishes
-from agentpref.prefer import ordinary
+from agentpref.prefer import ordinary, remarks
 from agentpref.prefer.catalog import Catalog
 from agentpref.record import asides
 from agentpref.record.journal import Trace
@@ -40,7 +39,7 @@ from agentpref.record.messages import new_id
 from agentpref.repeats import stalled, without_examples
 from agentpref.retry import Plan, following
 from agentpref.serve.validate import check_revision
-from agentpref.types import Progress, UpdateReport
+from agentpref.types import Example, Progress, UpdateReport
 
 if TYPE_CHECKING:
     from agentpref.models.base import BaseModel
@@ -242,6 +241,10 @@ class _Update(Groundwork):
         checkpoints.remove(self.checkpoint.path)
         return report
 
+    def _find_unlabelled(self, run_ids: Collection[str]) -> list[Example]:
+        log = (self.connection, self.namespace, self.config)
+        return [*ordinary.find(*log, run_ids), *remarks.find(*log, run_ids)]
+
     def _started(
         self, base: BaseModel, needed: Mapping[str, Any], catalog: Catalog
     ) -> StartedUpdate | None:
@@ -251,7 +254,7 @@ class _Update(Groundwork):
             needed,
             catalog.find,
             ended=self.updates.has,
-            find_ordinary=partial(ordinary.find, self.connection, self.namespace, self.config),
+            find_ordinary=self._find_unlabelled,
         )
         if started is not None:
             self.update_id, self.created_at = started.update_id, started.created_at

@@ -81,9 +81,9 @@ def stalled(
         return replace(report, notes=[*report.notes, taken])
     last = Updates(connection).last_attempt(report.namespace, report.parent)
     if last is not None and report.config["arm"] == "prompt" and _tried_rules(last, report):
-        again = in_namespace("agentpref update --arm prompt --again", report.namespace)
-        note = f"update {last.update_id} tried the same rules on as many examples; `{again}` does"
-        return replace(report, notes=[*report.notes, f"{note} so once more"])
+        cure = in_namespace("agentpref update --arm prompt --again", report.namespace)
+        note = f"update {last.update_id} tried the same rules on as many examples; `{cure}` repeats"
+        return replace(report, notes=[*report.notes, f"{note} it"])
     if last is not None and _is_same(last, report, available):
         return _with_attempt(report, last)
     return None

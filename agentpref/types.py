@@ -21,13 +21,22 @@ Source: TypeAlias = Literal["human", "model", "code"]
 SOURCES: tuple[Source, ...] = get_args(Source)
 WINNERS: tuple[Winner, ...] = get_args(Winner)
 Origin: TypeAlias = Literal[
-    "correction", "comparison", "thumbs", "comment", "critique", "judge", "thumb", "ordinary"
+    "correction",
+    "comparison",
+    "thumbs",
+    "comment",
+    "critique",
+    "judge",
+    "thumb",
+    "ordinary",
+    "remark",
 ]
 """What an example is made of; ``thumbs`` are opposed ones on one prompt, ``thumb`` is lone.
 
 ``comment`` is an answer that was revised by a person's comment, and ``critique`` one by a model's;
 a judge prefers the revision. ``judge`` is anything else that a judge said.
-``ordinary`` is an answer that nobody judged, which a candidate shall go on to give.
+``ordinary`` is an answer that nobody judged, which a candidate shall go on to give, and ``remark``
+one that somebody commented on: live, told the comment, teaches the candidate.
 """
 
 Verdict: TypeAlias = Literal[
@@ -205,7 +214,8 @@ class Example:
 
     ``example_id`` is the content address of prompt, completions and labels. ``noise`` is the
     probability ε that the label is flipped. ``provenance`` names the rows of feedback and
-    comparisons that the example was made of; of an ordinary answer, its run.
+    comparisons that the example was made of; of an ordinary answer, its run; of a remark, its run
+    and its comment. ``advice`` is what live is told to teach the candidate by a remark.
     """
 
     example_id: str
@@ -221,6 +231,7 @@ class Example:
     provenance: tuple[str, ...] = ()
     trace_id: str | None = None
     run_at: float = 0.0
+    advice: str = ""
 
     @property
     def lone(self) -> bool:
@@ -229,8 +240,8 @@ class Example:
 
     @property
     def ordinary(self) -> bool:
-        """Whether it is an answer that nobody judged: it says what to keep, and prefers nothing."""
-        return self.origin == "ordinary"
+        """Whether it is an answer without a label, which prefers nothing: ordinary, or a remark."""
+        return self.origin in ("ordinary", "remark")
 
 
 class Answered(NamedTuple):
@@ -259,7 +270,8 @@ class UpdateReport:
     since an older one, or in ``left_out``. What earlier updates set aside is ``still_set_aside``,
     and no part of ``new``. ``evaluated_thumbs`` are the new held-out thumbs that count as evidence:
     as many likes as dislikes. Answers that nobody judged were ``anchored`` in training,
-    ``anchored_held_out`` for the gate, or ``anchored_left_out``, if any were drawn.
+    ``anchored_held_out`` for the gate, or ``anchored_left_out``, if any were drawn; ``taught`` are
+    the remarks that taught the candidate.
 
     Every example that was not used as it was logged is counted by reason: ``left_out`` are neither
     trained nor evaluated (it counts the rows of feedback that made no example, too), ``shortened``

@@ -25,7 +25,7 @@ from pathlib import Path
 from textwrap import dedent
 from typing import Any
 
-from agentpref import columns, config
+from agentpref import columns, config, settings
 from agentpref.models.reasons import LEFT_OUT
 from agentpref.record import migrations
 
@@ -152,7 +152,7 @@ def _settings() -> Iterator[str]:
         yield "| setting | default | must be | description |\n|---|---|---|---|"
         for name, field in group.__pydantic_fields__.items():
             if not is_dataclass(field.annotation):
-                cells = (f"`{prefix}{name}`", _default(field.default), config.allowed(field))
+                cells = (f"`{prefix}{name}`", _default(field.default), settings.allowed(field))
                 yield f"| {' | '.join(cells)} | {field.description} |"
     yield "\n"
 

@@ -8,7 +8,6 @@ is ended goes on where it was.
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,9 +15,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
-
-import orjson
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from agentpref.elicitation.acquisition import (
     DEFAULT,
@@ -28,8 +25,9 @@ from agentpref.elicitation.acquisition import (
     noise_of_agreement,
     rule_for,
 )
+from agentpref.elicitation.skips import Skips
 from agentpref.errors import RewardError
-from agentpref.home import Home, open_private, reading, writing
+from agentpref.home import Home
 from agentpref.judging.gold import standing_comparisons
 from agentpref.judging.running import Pair, answers_key, undecided
 from agentpref.prefer.examples import as_asked
@@ -74,11 +72,12 @@ class Question(NamedTuple):
 
 
 class _Done(NamedTuple):
-    """What was done with a question: answers that it agrees with, and runs with a thumb down."""
+    """What was done with a question: answers that it agrees with, and runs that were judged."""
 
-    kind: Literal["answered", "skipped"]
+    kind: Literal["answered", "corrected", "skipped"]
     agreed: Sequence[bool] = ()
     down: tuple[str, ...] = ()
+    corrected: tuple[str, ...] = ()
 
 
 @dataclass
@@ -100,6 +99,7 @@ class Queue:
     _reward: RewardModel | None
     _pool: int
     _seed: int
+    _gold: str | None = None
     _done: dict[str, _Done] = field(default_factory=dict)
     _others: Mapping[str, Sequence[tuple[Pair, Winner]]] = field(default_factory=dict)
     _read: dict[str, Features | None] = field(default_factory=dict)
@@ -152,16 +152,31 @@ class Queue:
 
     def skip(self, question: Question) -> None:
         """Do not ask this person that again."""
-        self._note_skip(question, skipped=True)
+        self._skips.note(question.id, skipped=True)
         self._done[question.id] = _Done("skipped")
+
+    def correct(
+        self, question: Question, answer: Winner, text: str, comment: str | None = None
+    ) -> None:
+        """Log what the first (``a``) or the second answer should have been; the question is done.
+
+        Raises:
+            InvalidMessage: the text says nothing.
+        """
+        run = question.first if answer == "a" else question.second
+        self._log.correct(run.run_id, text, comment=comment, user_id=self.person)
+        self._skips.note(question.id, skipped=True)
+        self._done[question.id] = _Done("corrected", corrected=(run.run_id,))
 
     def undo(self, question: Question) -> None:
         """Take back what was said of a question in this session; nothing if it was not asked."""
         done = self._done.pop(question.id, None)
         if done is None:
             return
-        if done.kind == "skipped":
-            self._note_skip(question, skipped=False)
+        if done.kind != "answered":
+            self._skips.note(question.id, skipped=False)
+            for run_id in done.corrected:
+                self._log.retract(run_id, "correction", user_id=self.person)
             return
         first, second = question.first.run_id, question.second.run_id
         self._log.retract(first, "comparison", against=second, user_id=self.person)
@@ -174,6 +189,11 @@ class Queue:
         return sum(one.kind == "answered" for one in self._done.values())
 
     @property
+    def corrected(self) -> int:
+        """How many answers were corrected."""
+        return sum(one.kind == "corrected" for one in self._done.values())
+
+    @property
     def skipped(self) -> int:
         """How many were skipped in this session."""
         return sum(one.kind == "skipped" for one in self._done.values())
@@ -183,19 +203,14 @@ class Queue:
         """Whether the person said what each other one said, of questions that were repeated."""
         return [same for one in self._done.values() for same in one.agreed]
 
-    def _note_skip(self, question: Question, *, skipped: bool) -> None:
-        line = {"namespace": self.namespace, "person": self._voter, "question": question.id}
-        path = self.home.skipped
-        with writing(path), open(path, "ab+", opener=open_private) as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(0, size - 1))
-            cut_off = size > 0 and file.read(1) != b"\n"  # by a crash
-            file.write(b"\n" * cut_off + orjson.dumps(line | {"skipped": skipped}) + b"\n")
-
     def _has_thumb(self, run_id: str) -> bool:
         own = self._voter or None
         said, _ = Store(self._connection).judgements(run_id)
         return any(row.key == THUMBS and row.user_id == own for row in said)
+
+    @property
+    def _skips(self) -> Skips:
+        return Skips(self.home, self.namespace, self._voter)
 
     @property
     def _voter(self) -> str:
@@ -205,32 +220,20 @@ class Queue:
         """The questions that the person has answered or skipped."""
         own = self._voter or None
         found = {_id(pair) for row, pair in compared if row.user_id == own}
-        skips = {line["question"]: line["skipped"] for line in self._skips()}
-        return found | {name for name, skipped in skips.items() if skipped}
-
-    def _skips(self) -> Iterator[Mapping[str, Any]]:
-        """What the person skipped, or asked for again, the newest last."""
-        if not self.home.skipped.exists():
-            return
-        with reading(self.home.skipped) as file:
-            for line in file.read().splitlines():
-                try:
-                    found = orjson.loads(line)
-                except ValueError:  # a line that was cut off by a crash
-                    continue
-                about = {"namespace": self.namespace, "person": self._voter}
-                is_whole = isinstance(found, dict) and found.keys() >= {"question", "skipped"}
-                if is_whole and about.items() <= found.items():
-                    yield found
+        return found | self._skips.questions()
 
     def _said_by_others(
         self, compared: Sequence[tuple[Comparison, Pair]]
     ) -> dict[str, list[tuple[Pair, Winner]]]:
         """What others decided, by question; a tie decides nothing."""
         own, found = self._voter or None, dict[str, list[tuple[Pair, Winner]]]()
+        of_gold = None if self._gold is None else Judges(self._connection).voter_of(self._gold)
         for row, pair in compared:
-            if row.user_id != own and row.winner != "tie":
-                found.setdefault(_id(pair), []).append((pair, row.winner))
+            if row.user_id == own or row.winner == "tie":
+                continue
+            if of_gold is not None and own != of_gold and row.user_id != of_gold:
+                continue  # only what the owner said counts as right
+            found.setdefault(_id(pair), []).append((pair, row.winner))
         return found
 
     def _compared(self) -> list[tuple[Comparison, Pair]]:
@@ -279,6 +282,7 @@ def open_queue(
     reward: RewardModel | None = None,
     pool: int = POOL,
     seed: int = 0,
+    gold: str | None = None,
 ) -> Iterator[Queue]:
     """Open the questions of a namespace for a person, for a block.
 
@@ -290,6 +294,8 @@ def open_queue(
         reward: what says which question tells most; without one they are drawn at random.
         pool: of so many pairs, the newest.
         seed: of what is drawn at random.
+        gold: whose answers are right: the questions that are put to others again are those that
+            this person has answered, and how far they agree is how far they are right.
     """
     place = Home.open(home)
     with (
@@ -312,8 +318,9 @@ def open_queue(
                 "questions are drawn at random, which is better then"
             )
         yield Queue(
-            place, namespace, person, chosen, noise, notes, log, connection, reward, pool, seed
-        )
+            place, namespace, person, chosen, noise, notes, log, connection, reward, pool, seed,
+            gold,
+        )  # fmt: skip
 
 
 def newest_reward(

@@ -16,12 +16,11 @@ from typing import NamedTuple
 from agentpref.errors import JudgeError
 from agentpref.judging.opened import OpenedJudge
 from agentpref.judging.running import is_whole
+from agentpref.prefer.comments import standing
 from agentpref.prefer.examples import as_asked
 from agentpref.prefer.judges.asking import is_empty
 from agentpref.prefer.judges.rubric import Principle
 from agentpref.prefer.retractions import withdraw
-from agentpref.prefer.signals import side_of
-from agentpref.record.scales import Bounds
 from agentpref.record.store import Store
 from agentpref.types import COMMENT_ID, REVISED_FROM, Feedback, Run
 
@@ -77,7 +76,7 @@ def commented(connection: sqlite3.Connection, namespace: str, judge: OpenedJudge
             namespace, run_ids[start : start + _RUNS_AT_ONCE]
         )
         runs = {run.run_id: run for run in map(as_asked, rows)}
-        for row, is_liked in _standing(withdraw(feedback, comparisons).feedback, scales):
+        for row, is_liked in standing(withdraw(feedback, comparisons).feedback, scales):
             run = runs.get(row.run_id)
             if run is None or row.feedback_id in revised:
                 continue
@@ -91,24 +90,6 @@ def commented(connection: sqlite3.Connection, namespace: str, judge: OpenedJudge
                 found.criticisms.append(Criticism(run, row))
     found.criticisms.sort(key=_said_at, reverse=True)
     return found
-
-
-def _standing(
-    feedback: Sequence[Feedback], scales: dict[tuple[str, str], Bounds]
-) -> list[tuple[Feedback, bool]]:
-    """The newest comment of each voter on each answer, and whether the voter likes the answer."""
-    newest: dict[tuple[str, str | None], Feedback] = {}
-    likes: dict[tuple[str, str | None], bool] = {}
-    for row in sorted(feedback, key=lambda row: (row.created_at, row.feedback_id)):
-        voter = (row.run_id, row.user_id)
-        if row.source != "human" or row.correction is not None:
-            continue
-        side = side_of(row, scales)
-        if not isinstance(side, str):
-            likes[voter] = side is True
-        if (row.comment or "").strip():
-            newest[voter] = row
-    return [(row, likes.get(voter, False)) for voter, row in newest.items()]
 
 
 def _said_at(one: Criticism) -> tuple[float, str]:

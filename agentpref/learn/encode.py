@@ -27,7 +27,8 @@ class EncodedExample:
     ``completions`` are the example's own, in its order. Where the example is lone, its mismatched
     completion follows: another example's answer, to another prompt (KTO: 2402.01306, section 4.1).
     ``masks`` says of each completion which of its tokens count (``None``: all). ``told`` has the
-    prompt as it is asked with some instructions, by these (``agentpref.models.instructions``).
+    prompt as it is asked with some instructions, by these (``agentpref.models.instructions``), and
+    ``advised`` is the prompt of a remark as live is told it.
     """
 
     example: Example
@@ -35,6 +36,7 @@ class EncodedExample:
     completions: tuple[Ids, ...]
     masks: tuple[Mask | None, ...]
     told: Mapping[str, Ids] = field(default_factory=dict)
+    advised: Ids | None = None
 
     def asked_with(self, instructions: str) -> EncodedExample:
         """The row as it is asked with instructions that it was encoded for; itself without any."""
@@ -55,10 +57,11 @@ class EncodedExample:
 
         Texts and provenance stay out.
         """
-        example, kept_out = self.example, {"prompt", "completions", "provenance"}
+        example, kept_out = self.example, {"prompt", "completions", "provenance", "advice"}
         names = [part.name for part in fields(example) if part.name not in kept_out]
         return {
             "ids": [self.prompt, *self.completions],
+            **({} if self.advised is None else {"advised": self.advised}),
             "masks": self.masks,
             "example": {name: getattr(example, name) for name in names},
             "completions": [asdict(replace(c, message={})) for c in example.completions],
@@ -74,7 +77,8 @@ class EncodedExample:
         facts = {name: _tuples(value) for name, value in values["example"].items()}
         example = Example(prompt=Prompt("", ()), completions=completions, **facts)
         prompt, *ids = map(tuple, values["ids"])
-        return cls(example, prompt, tuple(ids), tuple(map(_tuples, values["masks"])))
+        masks = tuple(map(_tuples, values["masks"]))
+        return cls(example, prompt, tuple(ids), masks, advised=_tuples(values.get("advised")))
 
 
 def _tuples(value: Any) -> Any:
@@ -131,7 +135,8 @@ def encode(
     examples = list(examples)
     encoding = Encoding()
     found: list[tuple[Example, TokenizedExample]] = []
-    tokenized = ExampleTokenizer(template, max_length)(examples)
+    tokenizer = ExampleTokenizer(template, max_length)
+    tokenized = tokenizer(examples)
     for example, tokens in zip(examples, tokenized, strict=True):
         if isinstance(tokens, Objection):
             encoding.objections[example.example_id] = tokens
@@ -146,20 +151,21 @@ def encode(
         else:
             found.append((example, tokens))
     told: list[dict[str, Ids]] = [{} for _ in found]
-    for text in instructions:
-        again = ExampleTokenizer(template, max_length)(
-            [instructed_example(example, text) for example, _ in found]
-        )
-        for number, tokens in enumerate(again):
+    texts = tuple(instructions)
+    for text in (*texts, ""):  # at last, remarks as live is told them, after its instructions
+        some = [n for n, (example, _) in enumerate(found) if text or example.advice]
+        asked = [
+            instructed_example(found[number][0], text)
+            if text
+            else _advised(found[number][0], texts[:1])
+            for number in some
+        ]
+        for number, tokens in zip(some, tokenizer(asked), strict=True):
             if isinstance(tokens, Objection):
                 encoding.objections[found[number][0].example_id] = tokens
             else:
                 told[number][text] = tokens.prompt
-    whole = [
-        number
-        for number, (example, _) in enumerate(found)
-        if example.example_id not in encoding.objections
-    ]
+    whole = [n for n, (e, _) in enumerate(found) if e.example_id not in encoding.objections]
     found, told = [found[number] for number in whole], [told[number] for number in whole]
     lone = [(example.example_id, tokens) for example, tokens in found if example.lone]
     mismatched = _mismatched(lone, max_length)
@@ -171,10 +177,19 @@ def encode(
                 encoding.objections[example.example_id] = Objection("no_mismatch")
                 continue
             completions, masks = (*completions, other), (*masks, None)
-        encoding.rows.append(EncodedExample(example, tokens.prompt, completions, masks, also))
+        advised = also.pop("", None)
+        row = EncodedExample(example, tokens.prompt, completions, masks, also, advised)
+        encoding.rows.append(row)
         encoding.shortened.update(["prompt_shortened"] if tokens.shortened else [])
         encoding.retokenized.update(tokens.retokenized)
     return encoding
+
+
+def _advised(example: Example, instructions: Iterable[str]) -> Example:
+    """A remark as live is told it: after its own instructions, if it has any."""
+    for text in (*instructions, example.advice):
+        example = instructed_example(example, text)
+    return example
 
 
 def _mismatched(

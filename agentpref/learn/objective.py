@@ -2,6 +2,7 @@
 
 L = mean over judged examples of their loss + λ·max(0, KL(π_live ‖ π_θ) − target)
   + mean over ordinary answers of α·NLL/|y| + κ·KL(π_live ‖ π_θ)
+  + mean over remarks of ω·KL(π_live told the comment ‖ π_θ)/|y|
 
 Where live is far from the base, the batches between those also have λ·max(0, KL(π_0 ‖ π_θ) − t).
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agentpref.config import UpdateConfig
@@ -59,14 +61,15 @@ class StepResult(NamedTuple):
     """What one batch came to: its mean loss, its mean margin, and KL to live where it was taken.
 
     The loss is that of the judged examples with the anchors on their chosen answers, and the margin
-    h; KL is in nats per token. ``nll`` is that of the ordinary answers, per token; ``None`` without
-    any in the batch.
+    h; KL is in nats per token. ``nll`` is that of the ordinary answers, per token, and ``lesson``
+    the KL of the remarks; ``None`` without any in the batch.
     """
 
     loss: float
     margin: float
     kl: float | None
     nll: float | None = None
+    lesson: float | None = None
 
 
 class Leash(NamedTuple):
@@ -149,7 +152,7 @@ class Objective:
         self._model, self._route, self._pad = model, plan.choice.route, plan.pad
         self._tokens = plan.room.tokens
         self._losses, self._weight, self._leash = losses, config.kl.weight, leash
-        self._anchor = config.anchor
+        self._anchor, self._of_remarks = config.anchor, config.comments.weight
         self._kl_is_due = False
 
     @property
@@ -164,26 +167,35 @@ class Objective:
     def __call__(self, rows: Sequence[TrainingRow]) -> StepResult:
         """Accumulate the gradient of the batch, and return what it came to."""
         self._kl_is_due = not self._kl_is_due and self._weight > 0
-        ordinary = [row for row in rows if row.encoded.example.ordinary]
+        remarks = [row for row in rows if row.encoded.advised is not None]
+        ordinary = [
+            row for row in rows if row.encoded.example.ordinary and row.encoded.advised is None
+        ]
         judged = [row for row in rows if not row.encoded.example.ordinary]
-        found = [[0.0] * 4, [0.0] * 4]
-        for number, group in enumerate((judged, ordinary)):
+        found = [[0.0] * 4, [0.0] * 4, [0.0] * 4]
+        for number, group in enumerate((judged, ordinary, remarks)):
             for part in self._passes(group):
                 share = len(part) / len(group)
                 more = self._take(part, share)
                 found[number] = [
                     value + share * own for value, own in zip(found[number], more, strict=True)
                 ]
-        sums = self._team.sum([*found[0], *found[1][:2], *self._losses.seen()])
-        objective, loss, margin, kl, of_ordinary, nll = sums[:6]
-        objective += of_ordinary
+        sums = self._team.sum([*found[0], *found[1][:2], *found[2][:2], *self._losses.seen()])
+        objective, loss, margin, kl, of_ordinary, nll, of_remarks, lesson = sums[:8]
+        objective += of_ordinary + of_remarks
         if not math.isfinite(objective):
             raise TrainingDiverged(
                 f"the loss became {objective}; lower learning_rate, or run 'agentpref verify' on "
                 "the log"
             )
-        self._losses.end_batch(sums[6:])
-        return StepResult(loss, margin, kl if self._kl_is_due else None, nll if ordinary else None)
+        self._losses.end_batch(sums[8:])
+        return StepResult(
+            loss,
+            margin,
+            kl if self._kl_is_due else None,
+            nll if ordinary else None,
+            lesson if remarks else None,
+        )
 
     def state(self) -> dict[str, float]:
         """What the next batch depends on; the size of a pass too, since sums depend on it."""
@@ -211,6 +223,8 @@ class Objective:
     def _take(self, part: Sequence[TrainingRow], share: float) -> list[float]:
         """Take this process's part of one pass's gradient; return objective, loss, margin, KL."""
         rows = self._team.deal(part)
+        if part[0].encoded.advised is not None:
+            return self._teach(rows, part, share) if rows else [0.0] * 4
         terms = self._terms(rows, part) if rows else None
         own = 0.0 if terms is None or terms.kl is None else float(terms.kl.detach())
         bound = self._bound
@@ -227,6 +241,21 @@ class Objective:
             objective = objective + kl_penalty(kl, weight=2 * weight, target=free)
         (share * objective).backward()  # type: ignore[no-untyped-call]
         return [*map(float, (objective.detach(), terms.loss.detach(), terms.margin)), own]
+
+    def _teach(
+        self, rows: Sequence[TrainingRow], part: Sequence[TrainingRow], share: float
+    ) -> list[float]:
+        """As :meth:`_take`, of remarks: live is told the comment, and the candidate is not."""
+        encoded, device = [row.encoded for row in rows], self._model.device
+        batch = self._route.layout(encoded, self._pad).to(device)
+        told = [replace(row, prompt=row.advised) for row in encoded if row.advised is not None]
+        live = self._frozen_states(self._route.layout(told, self._pad).to(device), "live")
+        found = self._route.read(self._route.states(self._model, batch), batch, live=live)
+        assert found.kl is not None  # it was asked for
+        lesson = (batch.sums(found.kl) / batch.lengths())[:, 0].mean() * (len(rows) / len(part))
+        (share * self._of_remarks * lesson).backward()  # type: ignore[no-untyped-call]
+        value = float(lesson.detach())
+        return [self._of_remarks * value, value, 0.0, 0.0]
 
     def _terms(self, rows: Sequence[TrainingRow], part: Sequence[TrainingRow]) -> _Terms:
         """What ``rows`` add to the means over the pass that they are a part of."""

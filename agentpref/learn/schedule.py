@@ -17,6 +17,9 @@ _WINDOW = 8
 ORDINARY_SHARE = 0.25
 """Ordinary answers beside the examples of a batch, as a share of its size."""
 
+REMARK_SHARE = 0.125
+"""Remarks beside them, as such a share."""
+
 
 def epochs_for(new: int) -> int:
     """As many passes over the new examples as show a thousand of them, from 1 to 4.
@@ -45,9 +48,9 @@ def plan_batches(
 
     In every window of 8 batches, rows of similar width share a batch, which saves padding; the
     batches of a window come in random order. Ordinary answers come on top: a quarter of ``size`` in
-    each batch, in a circle as long as the plan.
+    each batch, in a circle as long as the plan; and so do remarks, an eighth.
     """
-    ordinary = [row for row in rows if row.encoded.example.ordinary]
+    unlabelled = [row for row in rows if row.encoded.example.ordinary]
     rows = [row for row in rows if not row.encoded.example.ordinary]
     rng = random.Random(seed)
     planned: list[list[TrainingRow]] = []
@@ -58,6 +61,9 @@ def plan_batches(
             window.sort(key=lambda row: row.encoded.width)
             batches = [window[i : i + size] for i in range(0, len(window), size)]
             planned.extend(rng.sample(batches, len(batches)))
-    circle = itertools.cycle(rng.sample(ordinary, len(ordinary)))
-    beside = max(1, round(ORDINARY_SHARE * size))
-    return [[*batch, *itertools.islice(circle, min(beside, len(ordinary)))] for batch in planned]
+    for is_remark, share in ((False, ORDINARY_SHARE), (True, REMARK_SHARE)):
+        some = [row for row in unlabelled if (row.encoded.advised is not None) is is_remark]
+        circle = itertools.cycle(rng.sample(some, len(some)))
+        beside = min(max(1, round(share * size)), len(some))
+        planned = [[*batch, *itertools.islice(circle, beside)] for batch in planned]
+    return planned

@@ -53,7 +53,8 @@ class TrainingReport:
     The first loss is the first batch's; the last loss and the KL are means of the last ten. The KL
     had no penalty up to ``kl_target`` from live, and up to ``kl_pull`` from the base (``None``: it
     was not measured), since live was ``kl_spent`` from the base. ``first_nll`` and ``last_nll`` are
-    means over the ordinary answers of the first and the last ten batches, in nats per token.
+    means over the ordinary answers of the first and the last ten batches, in nats per token, and
+    ``first_lesson`` and ``last_lesson`` the same of the KL from live, told what people remarked.
     ``resumed_at`` counts the steps before an interruption, ``seconds`` covers all. Machine and
     model allowed ``route`` (why: :class:`~agentpref.learn.logps.Choice`), ``precision``,
     ``tokens_per_pass`` (of a process) and ``recomputes_layers``. ``stopped`` says what ended it.
@@ -72,6 +73,8 @@ class TrainingReport:
     kl_pull: float | None = None
     first_nll: float | None = None
     last_nll: float | None = None
+    first_lesson: float | None = None
+    last_lesson: float | None = None
     route: str = ""
     route_reason: str = ""
     route_errors: dict[str, float] = field(default_factory=dict)
@@ -162,6 +165,7 @@ def train(
     tail = run.history[-_TAIL:]
     kls = [step.kl for step in tail if step.kl is not None]
     nlls = [step.nll for step in run.history if step.nll is not None]
+    lessons = [step.lesson for step in run.history if step.lesson is not None]
     return TrainingReport(
         steps=len(run.history),
         epochs=epochs,
@@ -176,6 +180,8 @@ def train(
         kl_pull=leash.base,
         first_nll=_mean(nlls[:_TAIL]),
         last_nll=_mean(nlls[-_TAIL:]),
+        first_lesson=_mean(lessons[:_TAIL]),
+        last_lesson=_mean(lessons[-_TAIL:]),
         route=choice.route.name,
         route_reason=choice.reason,
         route_errors=choice.errors,

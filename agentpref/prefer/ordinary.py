@@ -135,7 +135,7 @@ def _examples(runs: Iterable[Run], held_out: float) -> list[Example]:
     """One example of each prompt, in the order of their ids; empty and broken answers make none."""
     found: dict[str, Example] = {}
     for run in sorted(map(as_asked, runs), key=lambda run: run.run_id):
-        if not _is_whole(run):
+        if not is_whole(run):
             continue
         output = Completion(run.output, None, run.token_ids, run.logprobs, author=run.revision)
         example = Example(
@@ -155,7 +155,7 @@ def _examples(runs: Iterable[Run], held_out: float) -> list[Example]:
     return sorted(found.values(), key=lambda example: example.example_id)
 
 
-def _is_whole(run: Run) -> bool:
+def is_whole(run: Run) -> bool:
     """Whether an answer says something, and ended by itself as far as its log says.
 
     A revision was written under criticism, so it is not what live answers.

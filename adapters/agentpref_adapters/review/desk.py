@@ -21,8 +21,8 @@ from agentpref.types import Winner
 
 T = TypeVar("T")
 
-Choice = Literal["a", "b", "tie", "bad", "skip"]
-"""The first answer, the second, neither, both bad, or not this one."""
+Choice = Literal["a", "b", "tie", "bad", "skip", "correct-a", "correct-b"]
+"""The first answer, the second, neither, both bad, not this one, or one of them as corrected."""
 
 BATCH = 20
 """So many questions are chosen at a time."""
@@ -44,8 +44,14 @@ class Desk:
             self.ahead = self.queue.next(BATCH)
         return self.ahead[0] if self.ahead else None
 
-    def answer(self, question_id: str, choice: Choice, comment: str | None) -> bool:
-        """Log an answer to the question at hand; ``False`` if another one is at hand by now."""
+    def answer(
+        self, question_id: str, choice: Choice, comment: str | None, correction: str = ""
+    ) -> bool:
+        """Log an answer to the question at hand; ``False`` if another one is at hand by now.
+
+        Raises:
+            InvalidMessage: it is a correction that says nothing.
+        """
         question = self.question()
         if question is None or question.id != question_id:
             return False
@@ -53,6 +59,8 @@ class Desk:
             self.queue.skip(question)
         elif choice == "bad":
             self.queue.both_bad(question, comment)
+        elif choice in ("correct-a", "correct-b"):
+            self.queue.correct(question, "a" if choice == "correct-a" else "b", correction, comment)
         else:
             self.queue.answer(question, _WINNERS[choice], comment)
         del self.ahead[0]
@@ -80,9 +88,10 @@ class Desks:
         rule: Rule | None = None,
         reward: RewardModel | None = None,
         pool: int = 200,
+        gold: str | None = None,
     ) -> None:
         self.home, self.namespace = home, namespace
-        self._rule, self._reward, self._pool = rule, reward, pool
+        self._rule, self._reward, self._pool, self.gold = rule, reward, pool, gold
         self._threads: dict[str, ThreadPoolExecutor] = {}
         self._desks: dict[str, tuple[Desk, ExitStack]] = {}
         self._lock = threading.Lock()
@@ -104,6 +113,7 @@ class Desks:
                     rule=self._rule,
                     reward=self._reward,
                     pool=self._pool,
+                    gold=self.gold,
                 )
             )
             self._desks[person] = Desk(queue), stack

@@ -35,6 +35,11 @@ def html_of(message: Message) -> str:
     return "\n".join(part for part in parts if part) or "<p><em>(nothing)</em></p>"
 
 
+def plain_of(message: Message) -> str:
+    """An answer or a turn as text without control characters."""
+    return _plain(said(message))
+
+
 def turn_of(message: Message) -> tuple[str, str]:
     """Who speaks in a turn of a prompt, and what, as HTML."""
     return str(message.get("role")), html_of(message)

@@ -56,6 +56,7 @@ def list_(
 ) -> None:
     """List the revisions, the newest last, with those that serve and those that must not.
 
+    A revision of kind prompt has instructions beside its weights: see `agentpref update --arm`.
     A tainted revision was trained on what was forgotten since, one in quarantine was found broken,
     and the files of a pruned one were removed. None of them can be promoted. One that was taken
     back (rolled back, or replaced by an older one) can be, by hand; no update does.
@@ -262,14 +263,31 @@ def export(
             raise typer.BadParameter("is read with --merged only", param_hint="--model")
         place = registry.export(revision, folder)
         value = {"revision": revision, "path": str(place)}
-        return print_result(as_json, value, lambda: say(f"{revision} is in {place}", GOOD))
+
+        def show() -> None:
+            say(f"{revision} is in {place}", GOOD)
+            _say_instructions(registry.get(revision))
+
+        return print_result(as_json, value, show)
     from agentpref.serve.merged import export_merged
 
     with progress(as_json) as report:
         done = export_merged(registry, revision, folder, model=model, progress=report)
     whole = {"revision": revision, **done._asdict(), "path": str(done.path), "merged": True}
     text = f"{revision}, merged into its base ({done.dtype}, {done.bytes / 1e6:,.1f} MB), is in "
-    return print_result(as_json, whole, lambda: say(f"{text}{done.path}", GOOD))
+
+    def show_merged() -> None:
+        say(f"{text}{done.path}", GOOD)
+        _say_instructions(registry.get(revision))
+
+    return print_result(as_json, whole, show_merged)
+
+
+def _say_instructions(revision: Revision) -> None:
+    """Say what no file of weights holds: an export serves as the revision did with these only."""
+    if revision.instructions:
+        say("it was proven with these instructions, to be put into the system prompt:", WARN)
+        say(revision.instructions)
 
 
 def _is_loaded(place: str, revision_id: str) -> bool | None:
@@ -302,6 +320,7 @@ def _revision(revision: Revision, state: ServingState) -> dict[str, Any]:
     times = ("created_at", "tainted_at", "quarantined_at", "quarantine_reason", "pruned_at")
     return {
         "revision": revision.revision_id,
+        "kind": "prompt" if revision.instructions else "adapter",
         "serves": {state.canary: "canary", state.live: "live"}.get(revision.revision_id),
         "parent": revision.parent,
         **{name: getattr(revision, name) for name in times},
@@ -326,7 +345,7 @@ def _show_list(
     from agentpref.types import BASE
 
     role = "live" if serving["live"] == BASE else None
-    rows: list[tuple[object, ...]] = [(BASE, role, "-", "-", "-")]
+    rows: list[tuple[object, ...]] = [(BASE, "-", role, "-", "-", "-")]
     for value in revisions:
         # Why it must not serve, in one word: the reason that lasts longest.
         flags = ("pruned", "tainted", "quarantined")
@@ -334,10 +353,11 @@ def _show_list(
         if status is None and value["taken_back"]:
             status = "taken back"
         created, parent = moment(value["created_at"]), value["parent"] or BASE
-        rows.append((value["revision"], value["serves"], parent, created, status))
+        kind = value["kind"]
+        rows.append((value["revision"], kind, value["serves"], parent, created, status))
     styles = {"live": GOOD, "canary": WARN, "taken back": WARN}
     styles |= {"tainted": BAD, "quarantined": BAD, "pruned": DIM}
-    table(("revision", "serves", "parent", "created", "status"), rows, styles=styles)
+    table(("revision", "kind", "serves", "parent", "created", "status"), rows, styles=styles)
     if hold is not None:
         _show_hold(hold)
     for one in thumbs:
@@ -356,6 +376,8 @@ def _show_one(value: Mapping[str, Any]) -> None:
     if value["quarantine_reason"] is not None:
         shown["reason"] = value["quarantine_reason"]
     shown["base model"] = manifest["base"].get("name")
+    if manifest.get("instructions"):
+        shown["instructions"] = manifest["instructions"]
     figures = {k: v for k, v in manifest["training"].items() if not isinstance(v, Mapping)}
     facts(shown | figures)
 

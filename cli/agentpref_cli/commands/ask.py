@@ -22,6 +22,14 @@ RuleOption = Annotated[
         show_default=False,
     ),
 ]
+Gold = Annotated[
+    str | None,
+    typer.Option(
+        metavar="ID",
+        help="Whose answers are right: others are put these again, and told apart by them.",
+        show_default=False,
+    ),
+]
 Pool = Annotated[
     int, typer.Option(min=1, metavar="N", help="Choose from so many pairs, the newest.")
 ]
@@ -48,6 +56,7 @@ def ask(
     ] = None,
     rule: RuleOption = None,
     pool: Pool = 200,
+    gold: Gold = None,
     model: RewardBase = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Of what is drawn at random.")] = 0,
     home: options.Home = None,
@@ -68,8 +77,9 @@ def ask(
 
     reward = None if rule == "random" else newest_reward(home, namespace, model=model)
     with open_queue(
-        home, namespace=namespace, person=user_id, rule=rule, reward=reward, pool=pool, seed=seed
-    ) as queue:
+        home, namespace=namespace, person=user_id, rule=rule, reward=reward, pool=pool, seed=seed,
+        gold=gold,
+    ) as queue:  # fmt: skip
         questions = queue.next(n)
         if as_json:
             about: dict[str, Any] = {
@@ -91,7 +101,7 @@ def ask(
             _put(queue, questions)
         except KeyboardInterrupt:
             say("")
-        _sum_up(queue)
+        _sum_up(queue, gold)
 
 
 def _put(queue: Queue, questions: list[Question]) -> None:
@@ -134,10 +144,11 @@ def _show(question: Question, number: int, count: int) -> None:
     sys.stdout.flush()
 
 
-def _sum_up(queue: Queue) -> None:
+def _sum_up(queue: Queue, gold: str | None) -> None:
     say(f"{queue.answered} answered, {queue.skipped} skipped", GOOD if queue.answered else WARN)
     if queue.agreed:
-        say(f"{sum(queue.agreed)} of {len(queue.agreed)} as somebody else has said")
+        whom = "somebody else has" if gold is None else f"{gold} has"
+        say(f"{sum(queue.agreed)} of {len(queue.agreed)} as {whom} said")
 
 
 def _plain(one: Question) -> dict[str, Any]:

@@ -274,6 +274,19 @@ def changes(found: Mapping[str, Any]) -> Iterator[str]:
 # As a page, and of some time
 
 
+def page_of(home: Path, update_id: str, namespace: str) -> str:
+    """The page of an update.
+
+    Raises:
+        UpdateError: there is no such update.
+        MissingDependency: jinja2, matplotlib or scipy is not installed.
+    """
+    from agentpref_cli.page import render
+
+    value = _one(home, update_id, namespace)
+    return render(value, _today(value["serving"]))
+
+
 def _write_page(file: Path, value: Mapping[str, Any], as_json: bool) -> None:
     from agentpref.home import replacing
     from agentpref_cli.page import render

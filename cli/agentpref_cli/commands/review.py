@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from agentpref_cli import options
-from agentpref_cli.commands.ask import Pool, RewardBase, RuleOption
+from agentpref_cli.commands.ask import Gold, Pool, RewardBase, RuleOption
 from agentpref_cli.commands.gateway import is_local, listening_at
 from agentpref_cli.terminal import GOOD, print_result, say, warn
 
@@ -26,8 +26,17 @@ def review(
             show_default=False,
         ),
     ] = None,
+    owner: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Who may also see runs, updates, revisions and people, and change what serves.",
+            show_default=False,
+        ),
+    ] = None,
     rule: RuleOption = None,
     pool: Pool = 200,
+    gold: Gold = None,
     model: RewardBase = None,
     host: Annotated[str, typer.Option(metavar="ADDRESS", help="Where to listen.")] = "127.0.0.1",
     port: Annotated[
@@ -41,25 +50,33 @@ def review(
 ) -> None:
     """Serve a page on which people compare answers, until Ctrl-C or SIGTERM.
 
+    An --owner has more pages: runs (search, conversations), updates with their reports, revisions
+    (promote, roll back, canary; each after a second click), and what each annotator did.
+
     It asks what `agentpref ask` asks: pairs of answers that nobody compared, blind, and in random
     order. Each annotator has an address of their own, with a token that is good while the page is
-    served. Keys: 1 and 2, t for a tie, b for both bad, s to skip, u to undo. An answer is logged
-    before the next pair shows.
+    served. Keys: 1 and 2, t for a tie, b for both bad, s to skip, u to undo. An answer may be
+    corrected in place. What is said is logged before the next pair shows.
 
     The page speaks plain HTTP. With a --host that others can reach, put a proxy with TLS before it.
     """
     from agentpref.elicitation.questions import newest_reward
     from agentpref.home import Home
-    from agentpref_adapters.review import Desks, create_app
+    from agentpref_adapters.review import Desks, Office, create_app
+    from agentpref_cli.commands.report import page_of
 
     place = Home.open(home)
     with options.reading(place.path, namespace):
         pass  # a wrong namespace is said before anything is loaded
-    names = list(dict.fromkeys(annotator or [getpass.getuser()]))
+    owners = owner or []
+    names = list(dict.fromkeys([*(annotator or ([] if owners else [getpass.getuser()])), *owners]))
     tokens = {secrets.token_urlsafe(24): name for name in names}
     with closing(listening_at(host, port)) as listening:
         reward = None if rule == "random" else newest_reward(place, namespace, model=model)
-        with Desks(place, namespace=namespace, rule=rule, reward=reward, pool=pool) as desks:
+        office = Office(place, namespace, names, lambda name: page_of(place.path, name, namespace))
+        with Desks(
+            place, namespace=namespace, rule=rule, reward=reward, pool=pool, gold=gold
+        ) as desks:
             address = listening.getsockname()
             shown = f"[{address[0]}]" if ":" in address[0] else address[0]
             if not is_local(host):
@@ -70,7 +87,8 @@ def review(
             }
             print_result(as_json, {"annotators": pages}, lambda: _show(pages))
             sys.stdout.flush()
-            _server(create_app(desks, tokens)).run(sockets=[listening])
+            page = create_app(desks, tokens, office=office, owners=owners)
+            _server(page).run(sockets=[listening])
 
 
 def _show(pages: Mapping[str, str]) -> None:

@@ -350,6 +350,12 @@ def _training(report: Mapping[str, Any]) -> Iterator[str]:
         "layers recomputed to save memory" if training.get("recomputes_layers") else None,
     )
     yield ", ".join(filter(None, parts)) + (": the time was up" if out_of_time else "")
+    if training.get("first_lesson") is not None:
+        before, after = training["first_lesson"], training["last_lesson"]
+        yield (
+            f"taught by {counts.get('taught', 0)} comments: KL from live, told them, {before:.2g} "
+            f"-> {after:.2g} nats a token"
+        )
     if (waited := training.get("waited", 0)) >= _CROWDED:
         whose = f"its {training['threads']} threads" if training["threads"] > 1 else "it"
         yield f"other work had the cores: {whose} waited {waited:.0%} of the time for one"
