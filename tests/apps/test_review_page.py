@@ -32,8 +32,18 @@ def home(tmp_path: Path) -> Home:
 @pytest.fixture
 def address(home: Home) -> Iterator[str]:
     """Where ana's page is."""
+    yield from served(home, "--annotator", "ana")
+
+
+@pytest.fixture
+def owners_address(home: Home) -> Iterator[str]:
+    """Where the page of an owner is."""
+    yield from served(home, "--owner", "olga")
+
+
+def served(home: Home, *who: str) -> Iterator[str]:
     command = [sys.executable, "-m", "agentpref_cli", "review", "--home", str(home.path)]
-    command += ["--port", "0", "--annotator", "ana"]
+    command += ["--port", "0", *who]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         found = re.search(r"http\S+", process.stdout.readline())
@@ -60,3 +70,20 @@ def test_twenty_pairs_are_labelled_by_keyboard(home: Home, page: Page, address: 
     assert Counter(row.comment for row in rows)["it answers 1 and 2"] == 1
     assert "run" not in page.title()
     assert said == []  # no script was blocked, because none was there
+
+
+@pytest.mark.parametrize("width", [1200, 390])
+def test_no_page_has_what_axe_objects_to(
+    home: Home, page: Page, owners_address: str, width: int
+) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    page.set_viewport_size({"width": width, "height": 800})
+    page.goto(owners_address)
+    base = owners_address.partition("/login")[0]
+    run = next(iter(home.runs())).run_id
+    for path in ("/", "/runs", f"/runs/{run}", "/updates", "/revisions", "/people"):
+        page.goto(base + path)
+        found = Axe().run(page).response["violations"]
+        assert [(path, one["id"]) for one in found] == []
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth + 1"), path
