@@ -61,7 +61,7 @@ def test_twenty_pairs_are_labelled_by_keyboard(home: Home, page: Page, address: 
         page.locator(".progress", has_text=f" {number + 1} answered").wait_for()
     page.keyboard.press("u")
     page.locator(".progress", has_text=" 19 answered").wait_for()
-    page.locator("textarea").fill("it answers 1 and 2")  # keys that are typed click nothing
+    page.locator("#comment").fill("it answers 1 and 2")  # keys that are typed click nothing
     page.keyboard.press("Escape")
     page.keyboard.press("1")
     page.locator(".progress", has_text=" 20 answered").wait_for()
