@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from agentpref.prove.comparing import Group
 
 CONFIDENCE = 0.95
-_SHARED_SETTINGS = ("precision", "chat_template_kwargs", "max_length")
+SHARED_SETTINGS = ("precision", "chat_template_kwargs", "max_length")
 """What decides about the numbers of a score: an evaluation takes them from the revision."""
 
 
@@ -150,7 +150,7 @@ def evaluate(
         registry = Registry(place, namespace=namespace)
         named = named_revisions(registry, revisions)
         found = find_examples(database, which, on, format)
-        job = _Evaluation(database, registry, named, progress or (lambda stage, done, total: None))
+        job = Evaluating(database, registry, named, progress or (lambda stage, done, total: None))
         clean, left_out, trained_on = job.split(found.examples, with_trained=with_trained)
         if limit is not None and limit < len(clean):
             note = f"{limit} of {len(clean)} examples, as equally of each stratum as possible"
@@ -164,7 +164,7 @@ def evaluate(
 
 
 @dataclass
-class _Evaluation:
+class Evaluating:
     """One evaluation while it runs."""
 
     database: sqlite3.Connection
@@ -205,9 +205,9 @@ class _Evaluation:
         newest = max(filter(None, self.revisions), key=lambda revision: revision.revision_id)
         settings = newest.manifest.get("training", {}).get("config", {})
         config = UpdateConfig.from_mapping(
-            {name: settings[name] for name in _SHARED_SETTINGS if name in settings}
+            {name: settings[name] for name in SHARED_SETTINGS if name in settings}
         )
-        base = self._load(model or newest.manifest["base"]["name"], config)
+        base = self.load(model or newest.manifest["base"]["name"], config)
         rows: list[EncodedExample] = []
         scores: dict[str, Sequence[float]] = {}
         kls = {BASE: 0.0}
@@ -215,7 +215,7 @@ class _Evaluation:
             if revision is None:
                 scores[BASE] = ()
                 continue
-            with self._learner(base, revision, config, keeps=not found.from_file) as learner:
+            with self.learner(base, revision, config, keeps=not found.from_file) as learner:
                 if not rows:
                     told = {one.instructions for one in self.revisions if one is not None}
                     rows = learner.encode(examples, told=told)
@@ -252,7 +252,8 @@ class _Evaluation:
             (*found.notes, *_notes(rows, groups)),
         )
 
-    def _load(self, name: str, config: UpdateConfig) -> BaseModel:
+    def load(self, name: str, config: UpdateConfig) -> BaseModel:
+        """Load the base, on which all of the revisions must have been trained."""
         from agentpref.models.base import load_base
 
         self.progress(LOADING, 0, 1)
@@ -273,8 +274,8 @@ class _Evaluation:
         return base
 
     @contextmanager
-    def _learner(
-        self, base: BaseModel, revision: Revision, config: UpdateConfig, *, keeps: bool
+    def learner(
+        self, base: BaseModel, revision: Revision | None, config: UpdateConfig, *, keeps: bool
     ) -> Iterator[Learner]:
         """The base with one revision on it, as the candidate that starts there."""
         from agentpref.learn.cache import LogpCache
@@ -289,11 +290,13 @@ class _Evaluation:
                     keeps = False
             base_cache, own_cache = (
                 LogpCache(database, base.numbers, name, keeps=keeps)
-                for name in (BASE, revision.revision_id)
+                for name in (BASE, BASE if revision is None else revision.revision_id)
             )
             caches: dict[Policy, LogpCache] = {"base": base_cache, "candidate": own_cache}
-            files = check_revision(revision)
-            told: dict[Policy, str] = {"candidate": revision.instructions}
+            files = None if revision is None else check_revision(revision)
+            told: dict[Policy, str] = {}
+            if revision is not None:
+                told = {"candidate": revision.instructions}
             learner = Learner(base, files, config, told=told, caches=caches, progress=self._told)
             try:
                 yield learner

@@ -38,8 +38,10 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
 
-def named_revisions(registry: Registry, names: Sequence[str]) -> list[Revision | None]:
-    """The revisions of some names, each once; ``None`` is the base."""
+def named_revisions(
+    registry: Registry, names: Sequence[str], *, base_alone: bool = False
+) -> list[Revision | None]:
+    """The revisions of some names, each once; ``None`` is the base, which may be ``base_alone``."""
     if isinstance(names, str):
         raise ConfigError(f"revisions is the text {names!r}; pass a list of names")
     state, published = registry.state(), registry.list()
@@ -54,7 +56,7 @@ def named_revisions(registry: Registry, names: Sequence[str]) -> list[Revision |
         name = serving[name] or BASE if name in serving else name
         revision = None if name == BASE else _find(registry, published, name)
         found[None if revision is None else revision.revision_id] = revision
-    if [*found] == [None]:
+    if [*found] == [None] and not base_alone:
         raise EvaluationError(
             "the base model is right about half by definition, because accuracy is measured "
             f"against it; name a revision to compare with it: {_listing(registry, published)}"

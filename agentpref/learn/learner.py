@@ -227,6 +227,17 @@ class Learner:
         fresh = iter(self._compute(policy, missing))
         return [next(fresh) if scores is None else scores for scores in known]
 
+    def sampled_logps(
+        self, policy: adapter.Policy, rows: Sequence[EncodedExample], temperature: float
+    ) -> list[Logps]:
+        """As :meth:`score`, of sampling at a temperature; nothing of it is kept."""
+        if temperature == 1.0:
+            return self.score(policy, rows)
+        asked = self.asked(policy, rows)
+        with self.policy(policy) as model:
+            route = self.route(rows).at(temperature)
+            return logps.score(model, asked, route=route, pad=self.pad)
+
     def is_scored(self, policy: adapter.Policy, rows: Sequence[EncodedExample]) -> list[bool]:
         """Whether the scores of each row under base or live are kept already."""
         cache = self._caches.get("base" if self._live is None else policy)

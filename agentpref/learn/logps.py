@@ -14,7 +14,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from agentpref.learn import batch as layouts
@@ -75,13 +75,23 @@ class Route:
     """A way from rows to log-probs: a layout, and the output layer that reads hidden states.
 
     Without a ``head``, the states are the model's own logits. ``mixes`` puts float32 around the
-    products of a model in bfloat16, which some modules may not take.
+    products of a model in bfloat16, which some modules may not take. Log-probs are those of
+    sampling at ``temperature``.
     """
 
     name: str
     layout: Layout
     head: Head | None = None
     mixes: bool = True
+    temperature: float = 1.0
+
+    def at(self, temperature: float) -> Route:
+        """The same way, for what is sampled at another temperature."""
+        bias = None if self.head is None else self.head.bias
+        head = self.head
+        if head is not None and bias is not None:
+            head = head._replace(bias=bias * self.temperature / temperature)
+        return replace(self, head=head, temperature=temperature)
 
     def cost(self, row: Sequences) -> int:
         """Count the tokens that a row takes in a forward pass, before padding."""
@@ -111,6 +121,9 @@ class Route:
         """Read log-probs from states; ``live`` are the live policy's states, for the KL."""
         from agentpref.learn.kernels import head
 
+        if self.temperature != 1.0:  # logits are linear in states
+            states = states / self.temperature
+            live = None if live is None else live / self.temperature
         if self.head is None:
             return head.read_logits(states, batch.targets, live=live, collision=collision)
         return head.read(states, self.head, batch.targets, live=live, collision=collision)
