@@ -14,7 +14,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
@@ -24,14 +24,14 @@ from agentpref.evaluation import CONFIDENCE, SHARED_SETTINGS, Evaluating
 from agentpref.evaluation.choices import named_revisions
 from agentpref.home import Home
 from agentpref.models.threads import sharing
-from agentpref.prefer.examples import as_asked
+from agentpref.prefer.examples import as_asked, unlabelled
 from agentpref.prefer.ordinary import is_whole
 from agentpref.prefer.retractions import withdraw
 from agentpref.reading import Since, selection
 from agentpref.record.database import connect, translated
 from agentpref.record.store import Store
 from agentpref.serve.registry import Registry
-from agentpref.types import BASE, THUMBS, Completion, Example, Progress, Run
+from agentpref.types import BASE, THUMBS, Example, Progress, Run
 
 if TYPE_CHECKING:
     from agentpref.learn.encode import EncodedExample
@@ -290,19 +290,7 @@ def _at_their_temperatures(
 
 def _example(one: _Earned) -> Example:
     """A logged answer without a label, under its run's id."""
-    run = one.run
-    output = Completion(run.output, None, run.token_ids, run.logprobs, author=run.revision)
-    return Example(
-        example_id=run.run_id,
-        namespace=run.namespace,
-        created_at=run.created_at,
-        prompt=run.prompt,
-        completions=(output,),
-        origin="ordinary",
-        tag=run.tag,
-        provenance=(run.run_id,),
-        run_at=run.created_at,
-    )
+    return replace(unlabelled(one.run, "ordinary"), example_id=one.run.run_id)
 
 
 def _summed(

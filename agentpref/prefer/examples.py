@@ -36,6 +36,7 @@ from agentpref.types import (
     Example,
     Feedback,
     Message,
+    Origin,
     Run,
 )
 
@@ -211,6 +212,23 @@ def split_point(messages: Sequence[Message]) -> float:
     turns = [[m["role"], m.get("content")] for m in asked]
     digest = hashlib.blake2b(orjson.dumps(turns, option=orjson.OPT_SORT_KEYS), digest_size=8)
     return int.from_bytes(digest.digest(), "big") / 2**64
+
+
+def unlabelled(run: Run, origin: Origin) -> Example:
+    """A logged answer as an example that prefers nothing, by its prompt and its words."""
+    output = Completion(run.output, None, run.token_ids, run.logprobs, author=run.revision)
+    return Example(
+        example_id=example_id_of(run.prompt.id, (output,)),
+        namespace=run.namespace,
+        created_at=run.created_at,
+        prompt=run.prompt,
+        completions=(output,),
+        origin=origin,
+        tag=run.tag,
+        provenance=(run.run_id,),
+        trace_id=run.trace_id,
+        run_at=run.created_at,
+    )
 
 
 def is_held_out(messages: Sequence[Message], share: float) -> bool:

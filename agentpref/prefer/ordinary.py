@@ -18,13 +18,14 @@ import re
 import sqlite3
 from bisect import bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 
 from agentpref.config import UpdateConfig
-from agentpref.prefer.examples import as_asked, example_id_of, is_held_out
+from agentpref.prefer.examples import as_asked, is_held_out, unlabelled
 from agentpref.prefer.strata import sample
 from agentpref.record.messages import as_json
 from agentpref.record.store import Store
-from agentpref.types import REVISED_FROM, Completion, Example, Message, Run
+from agentpref.types import REVISED_FROM, Example, Message, Run
 
 _SLICES = 64
 """Into how many parts of equal length the log is cut, to read a few runs of each."""
@@ -137,20 +138,8 @@ def _examples(runs: Iterable[Run], held_out: float) -> list[Example]:
     for run in sorted(map(as_asked, runs), key=lambda run: run.run_id):
         if not is_whole(run):
             continue
-        output = Completion(run.output, None, run.token_ids, run.logprobs, author=run.revision)
-        example = Example(
-            example_id=example_id_of(run.prompt.id, (output,)),
-            namespace=run.namespace,
-            created_at=run.created_at,
-            prompt=run.prompt,
-            completions=(output,),
-            origin="ordinary",
-            tag=run.tag,
-            held_out=is_held_out(run.prompt.messages, held_out),
-            provenance=(run.run_id,),
-            trace_id=run.trace_id,
-            run_at=run.created_at,
-        )
+        is_out = is_held_out(run.prompt.messages, held_out)
+        example = replace(unlabelled(run, "ordinary"), held_out=is_out)
         found.setdefault(run.prompt.id, example)
     return sorted(found.values(), key=lambda example: example.example_id)
 

@@ -13,12 +13,12 @@ of it, as of everything.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import replace
 
 from agentpref.config import UpdateConfig
 from agentpref.prefer.comments import standing
-from agentpref.prefer.examples import as_asked, example_id_of, is_held_out
+from agentpref.prefer.examples import as_asked, example_id_of, is_held_out, unlabelled
 from agentpref.prefer.ordinary import is_whole
 from agentpref.prefer.retractions import withdraw
 from agentpref.record.messages import as_json
@@ -83,22 +83,15 @@ def _teaches(run: Run, config: UpdateConfig) -> bool:
 
 
 def _remark(row: Feedback, run: Run) -> Example:
-    output = Completion(run.output, None, run.token_ids, run.logprobs, author=run.revision)
     words = " ".join((row.comment or "").split())
     advice = _ADVICE.format(words=words if len(words) <= LONGEST else words[: LONGEST - 1] + "…")
-    example = Example(
-        example_id="",
-        namespace=run.namespace,
+    example = unlabelled(run, "remark")
+    # Another comment on the same answer is another lesson.
+    told = Completion({"role": "system", "content": advice})
+    return replace(
+        example,
+        example_id=example_id_of(run.prompt.id, (*example.completions, told)),
         created_at=row.created_at,
-        prompt=run.prompt,
-        completions=(output,),
-        origin="remark",
-        tag=run.tag,
         provenance=(run.run_id, row.feedback_id),
-        trace_id=run.trace_id,
-        run_at=run.created_at,
         advice=advice,
     )
-    # Another comment on the same answer is another lesson.
-    told: Sequence[Completion] = (output, Completion({"role": "system", "content": advice}))
-    return replace(example, example_id=example_id_of(run.prompt.id, tuple(told)))

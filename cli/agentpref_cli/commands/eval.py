@@ -42,16 +42,27 @@ if TYPE_CHECKING:
 _FINDINGS = {"better": GOOD, "worse": BAD, "not told apart": WARN}
 
 
+Revisions = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[REV]...",
+        help="Revisions: ids, numbers, beginnings of ids, live, canary or base "
+        "[default: base and what serves].",
+        show_default=False,
+    ),
+]
+BaseOf = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help="The base model [default: the one that the revisions name].",
+        show_default=False,
+    ),
+]
+
+
 def evaluate(
-    revisions: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[REV]...",
-            help="Revisions: ids, numbers, beginnings of ids, live, canary or base "
-            "[default: base and what serves].",
-            show_default=False,
-        ),
-    ] = None,
+    revisions: Revisions = None,
     on: Annotated[
         str | None,
         typer.Option(
@@ -63,14 +74,7 @@ def evaluate(
     ] = None,
     home: options.Home = None,
     namespace: options.Namespace = "default",
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="The base model [default: the one that the revisions name].",
-            show_default=False,
-        ),
-    ] = None,
+    model: BaseOf = None,
     format: Annotated[
         str | None,
         typer.Option(

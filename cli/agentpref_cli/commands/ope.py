@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from agentpref_cli import options
+from agentpref_cli.commands.eval import BaseOf, Revisions
 from agentpref_cli.terminal import BAD, BOLD, GOOD, WARN, print_result, progress, say, table
 
 if TYPE_CHECKING:
@@ -30,15 +31,7 @@ REASONS: Mapping[str, str] = {
 
 
 def ope(
-    revisions: Annotated[
-        list[str] | None,
-        typer.Argument(
-            metavar="[REV]...",
-            help="Revisions: ids, numbers, beginnings of ids, live, canary or base "
-            "[default: base and what serves].",
-            show_default=False,
-        ),
-    ] = None,
+    revisions: Revisions = None,
     reward: Annotated[
         str, typer.Option(metavar="KEY", help="The key of the feedback whose scores are rewards.")
     ] = "thumbs",
@@ -57,14 +50,7 @@ def ope(
     limit: Annotated[
         int, typer.Option(min=1, metavar="N", help="So many answers at most, the newest.")
     ] = 1000,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="The base model [default: the one that the revisions name].",
-            show_default=False,
-        ),
-    ] = None,
+    model: BaseOf = None,
     home: options.Home = None,
     namespace: options.Namespace = "default",
     quiet: options.Quiet = False,

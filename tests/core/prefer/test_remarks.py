@@ -38,7 +38,7 @@ def drawn(home, config=ON):
 def test_a_comment_is_told_to_live_and_is_no_label(home):
     with agentpref.Log(home) as log:
         run = record(log, NUMBERS[0], tags=["talk"])
-        comment = log.feedback(run, score=0.0, comment="  too\n long ", user_id="ana")
+        comment = log.thumbs(run, up=False, comment="  too\n long ", user_id="ana")
     [one] = drawn(home)
     assert (one.origin, one.tag, one.ordinary) == ("remark", "talk", True)
     assert one.provenance == (run, comment)
@@ -48,7 +48,7 @@ def test_a_comment_is_told_to_live_and_is_no_label(home):
 
 def test_they_are_off_unless_they_have_a_weight(home):
     with agentpref.Log(home) as log:
-        log.feedback(record(log, NUMBERS[0]), score=0.0, comment="too long")
+        log.thumbs(record(log, NUMBERS[0]), up=False, comment="too long")
     assert drawn(home, UpdateConfig()) == []
     assert len(drawn(home)) == 1
 
@@ -59,16 +59,15 @@ def test_praise_held_out_prompts_calls_and_what_was_taken_back_teach_nothing(hom
     call = {"role": "assistant", "content": "", "tool_calls": [
         {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}]}  # fmt: skip
     with agentpref.Log(home) as log:
-        log.feedback(record(log, NUMBERS[0]), score=1.0, comment="lovely", user_id="a")
-        log.feedback(record(log, held_out), score=0.0, comment="too long", user_id="a")
-        log.feedback(record(log, NUMBERS[1], call), score=0.0, comment="no", user_id="a")
-        log.feedback(record(log, NUMBERS[2], metadata={"finish_reason": "length"}), score=0.0,
+        log.thumbs(record(log, NUMBERS[0]), up=True, comment="lovely", user_id="a")
+        log.thumbs(record(log, held_out), up=False, comment="too long", user_id="a")
+        log.thumbs(record(log, NUMBERS[1], call), up=False, comment="no", user_id="a")
+        log.thumbs(record(log, NUMBERS[2], metadata={"finish_reason": "length"}), up=False,
                      comment="broke off", user_id="a")  # fmt: skip
-        log.feedback(record(log, NUMBERS[3]), score=0.0, comment="too long", source="model")
-        log.feedback(record(log, NUMBERS[4]), score=0.0, comment="too long",
-                     correction="Short.", user_id="a")  # fmt: skip
+        log.thumbs(record(log, NUMBERS[3]), up=False, comment="too long", source="model")
+        log.correct(record(log, NUMBERS[4]), "Short.", comment="too long", user_id="a")
         run = record(log, NUMBERS[5])
-        log.feedback(run, score=0.0, comment="too long", user_id="a")
+        log.thumbs(run, up=False, comment="too long", user_id="a")
         log.retract(run, user_id="a")
     assert drawn(home) == []
 
@@ -77,7 +76,7 @@ def test_the_newest_comment_of_a_voter_counts_and_each_voter_has_one(home):
     with agentpref.Log(home) as log:
         run = record(log, NUMBERS[0])
         for user, words in (("a", "too long"), ("a", "too dry"), ("b", "too loud")):
-            log.feedback(run, score=0.0, comment=words, user_id=user)
+            log.thumbs(run, up=False, comment=words, user_id=user)
     found = drawn(home)
     assert [one.advice.split("'")[1] for one in found] == ["too loud", "too dry"]
     assert len({one.example_id for one in found}) == 2
@@ -86,7 +85,7 @@ def test_the_newest_comment_of_a_voter_counts_and_each_voter_has_one(home):
 def test_the_newest_are_taken_and_a_long_one_is_cut(home):
     with agentpref.Log(home) as log:
         for number in NUMBERS[:3]:
-            log.feedback(record(log, number), score=0.0, comment=f"{number} " + "word " * 200)
+            log.thumbs(record(log, number), up=False, comment=f"{number} " + "word " * 200)
     some = replace(ON, comments=CommentSettings(weight=1.0, size=2))
     found = drawn(home, some)
     words = [one.advice.split("'")[1] for one in found]
@@ -98,7 +97,7 @@ def test_an_update_is_taught_by_them_and_forgetting_who_said_it_taints_it(home, 
     teach(home, range(40))
     with agentpref.Log(home) as log:
         run = record(log, NUMBERS[0])
-        log.feedback(run, score=0.0, comment="too long", user_id="ana")
+        log.thumbs(run, up=False, comment="too long", user_id="ana")
     config = replace(CONFIG, comments=CommentSettings(weight=1.0))
     report = learn(home, random_base, config)
     assert report.verdict == "promoted", report.reasons
@@ -120,7 +119,7 @@ def test_their_weight_changes_the_run(home, random_base, tmp_path):
 
     teach(home, range(20))
     with agentpref.Log(home) as log:
-        log.feedback(record(log, NUMBERS[0]), score=0.0, comment="too long", user_id="ana")
+        log.thumbs(record(log, NUMBERS[0]), up=False, comment="too long", user_id="ana")
     digests = set()
     for weight in (0.0, 0.5, 2.0):
         other = shutil.copytree(home, tmp_path / str(weight))
