@@ -37,6 +37,7 @@ from agentpref_cli.commands import (
     runs,
     schedule,
     serve,
+    traces,
     update,
     updates,
     watch,
@@ -171,6 +172,7 @@ app.command("online", short_help="Learn from what a judge says of live's answers
 app.command("updates", short_help="List the updates, the newest first.")(updates.updates)
 app.command("report", short_help="Show an update and the gate's verdict on it.")(report.report)
 app.command("eval", short_help="Score revisions on held-out examples or a file.")(eval.evaluate)
+app.command("traces", short_help="Read conversations as decisions with rewards.")(traces.traces)
 app.command("ope", short_help="Estimate what revisions would have earned.")(ope.ope)
 app.add_typer(judge.app, name="judge", short_help="Let a model compare answers.")
 app.command("ask", short_help="Ask people the comparisons that tell most.")(ask.ask)
