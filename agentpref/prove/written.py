@@ -3,7 +3,8 @@
 A candidate may rank answers as people did and go on to write what it always wrote. Live and
 candidate answer the same new prompts. Where most of what the pairs plainly ask for
 (:mod:`agentpref.prove.asked`) does not show in the candidate's answers, the preference is ranked,
-but not written, and the candidate is refused.
+but not written, and the candidate is refused; and so it is where it is a form of answer that does
+not show, such as a call of a tool, whatever came with it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, replace
 
 from agentpref.prove.asked import Asked
 from agentpref.prove.evidence import Evidence
-from agentpref.prove.features import Features, mean, vote
+from agentpref.prove.features import LANGUAGE, Features, mean, vote
 from agentpref.prove.results import CheckResult, check, dot
 from agentpref.prove.signs import sign_test
 
@@ -33,6 +34,9 @@ _SURE_P = 0.05
 
 _FAR, _FAR_P = 0.25, 0.25
 """Or if this share of it shows in the mean of the answers, and two of two moved."""
+
+FORMS = frozenset({"JSON", "tool call", "valid tool call"})
+"""Features without which an answer is of another kind, for programs at least."""
 
 _PLAIN = 0.5
 """A wish is plain if the logarithm of its p is this share of the surest one's, or more."""
@@ -131,7 +135,8 @@ def written(evidence: Evidence) -> CheckResult:
     shown = [move for move in open_to if move.moved]
     rest = [move for move in open_to if not move.moved]
     plain = [move for move in _plain(found) if move in open_to]
-    passed = 2 * sum(move.moved for move in plain) >= len(plain)
+    missing = [move for move in plain if _is_form(move) and move.room and not move.moved]
+    passed = 2 * sum(move.moved for move in plain) >= len(plain) and not missing
     if not evidence.asked:
         message = "the pairs ask for nothing that can be measured without a scorer"
     elif not found:
@@ -140,7 +145,7 @@ def written(evidence: Evidence) -> CheckResult:
         message = f"live writes so already: {_listed(found)}"
     elif not passed:
         message = (
-            f"ranked, but not written: {_listed(rest)} on {evidence.fresh} new prompts, of "
+            f"ranked, but not written: {_listed(missing or rest)} on {evidence.fresh} new prompts, of "
             f"which {_unchanged(evidence)} got the answer of before"
         )
     else:
@@ -150,6 +155,12 @@ def written(evidence: Evidence) -> CheckResult:
     if evidence.cut_short:
         cure = ": max_minutes stopped the training: raise it"
     return check(WRITTEN, passed, len(shown), None, message, cure)
+
+
+def _is_form(move: Move) -> bool:
+    """Whether a wish is for a form of answer: one without it is none of that form at all."""
+    name = move.asked.feature
+    return move.asked.direction > 0 and (name in FORMS or name.startswith(LANGUAGE))
 
 
 def _unchanged(evidence: Evidence) -> int:

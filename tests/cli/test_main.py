@@ -33,6 +33,8 @@ COMMANDS = (
         for name in (
             "report",
             "eval",
+            "ope",
+            "traces",
             "online",
             "verify",
             "forget",

@@ -52,6 +52,20 @@ def test_of_what_is_asked_for_plainly_half_must_be_written_and_a_faint_wish_is_n
         assert named(judge(found), "written").passed is passed
 
 
+@pytest.mark.parametrize("form", ["tool call", "valid tool call", "JSON", "written in German"])
+def test_a_form_that_is_asked_for_and_not_written_refuses_whatever_came_with_it(form):
+    """An imitation of calls became shorter, in fewer lines, and wrote no call (docs/LOG.md)."""
+    asked = wish(form, 1, 1.0, 0.0)
+    check = named(judge(evidence(texts(LONG), texts(SHORT), SHORTER, asked)), "written")
+    assert not check.passed
+    assert f"ranked, but not written: more {form} (.00 -> .00" in check.message
+    assert "fewer words" not in check.message
+    faint = replace(asked, p=SHORTER.p**0.4)
+    assert named(judge(evidence(texts(LONG), texts(SHORT), SHORTER, faint)), "written").passed
+    fewer = wish(form, -1, 0.0, 1.0)
+    assert named(judge(evidence(texts(LONG), texts(SHORT), SHORTER, fewer)), "written").passed
+
+
 def test_a_few_answers_that_all_move_as_asked_are_enough():
     some = [*texts(SHORT)[:3], *texts(LONG)[3:]]
     assert named(judge(evidence(texts(LONG), some, SHORTER)), "written").passed
