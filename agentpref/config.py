@@ -259,10 +259,11 @@ class UpdateConfig:
     max_minutes: float | None = setting(None, "time for the whole update; None: no limit", gt=0)
     arm: Literal["adapter", "both", "prompt"] = setting(
         "adapter",
-        "what is learned: an adapter; instructions (prompt); or an adapter, and the report says "
-        "whether instructions do as well (both)",
+        "what is learned: an adapter; instructions (prompt: nothing is trained, and settings of "
+        "training do nothing); or an adapter, and the report says whether instructions do as well "
+        "(both)",
     )
-    rules: tuple[Annotated[str, Field(min_length=1, max_length=2000)], ...] = setting(
+    rules: tuple[Annotated[str, Field(pattern=r"\S", max_length=2000)], ...] = setting(
         (), "instructions of your own to prove; none: those that the comparisons show", strict=False
     )
     lora: LoraSettings = LoraSettings()

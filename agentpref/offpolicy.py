@@ -10,6 +10,7 @@ without any in the log count, too.
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -152,11 +153,11 @@ def off_policy(
         left_out = Counter[str]()
         earned = [*_earned(database, namespace, reward, which.since, published, left_out)]
         if not earned and not left_out:
-            raise EvaluationError(
-                f"no answer of {namespace!r} has a score under {reward!r}: log some by "
-                "log.feedback(run_id, key=…, score=…), or name another key"
-            )
+            raise EvaluationError(_without(database, namespace, reward, which.since))
         earned.sort(key=lambda one: one.run.created_at, reverse=True)
+        notes = []
+        if limit is not None and limit < len(earned):
+            notes.append(f"the newest {limit:,} of {len(earned):,} answers that can be weighed")
         earned = earned[:limit]
         config, name = _settings(targets, model)
         logps: dict[str, Numbers] = {}
@@ -168,7 +169,22 @@ def off_policy(
             job = Evaluating(database, registry, needed, progress or (lambda stage, done, n: None))
             with sharing(None):
                 earned, logps = _scored(job, earned, config, name, left_out)
-        return _summed(earned, logps, targets, live, registry, reward, by, left_out, name)
+        found = _summed(earned, logps, targets, live, registry, reward, by, left_out, name)
+        return replace(found, notes=tuple(notes))
+
+
+def _without(database: sqlite3.Connection, namespace: str, key: str, since: float | None) -> str:
+    """Says that no answer has a score, and what there is instead."""
+    query = """SELECT DISTINCT key FROM feedback CROSS JOIN run USING (run_id)
+        WHERE namespace = ? AND score IS NOT NULL ORDER BY key LIMIT 10"""
+    keys = [name for (name,) in database.execute(query, (namespace,))]
+    if key in keys and since is not None:
+        return f"no answer of {namespace!r} since then has a score under {key!r}"
+    there = f"there are scores under {', '.join(map(repr, keys))}" if keys else "there are none"
+    return (
+        f"no answer of {namespace!r} has a score under {key!r} ({there}): log some by "
+        "log.feedback(run_id, key=…, score=…), or name another key"
+    )
 
 
 def _settings(targets: Sequence[Revision | None], model: str | None) -> tuple[UpdateConfig, str]:
@@ -325,13 +341,15 @@ def _summed(
         return ope.by_class(weights, _lengths(earned)) if by == "length" and earned else weights
 
     of_live = weights_of(live)
-    live_tells = not [*refusals(Support.of(of_live))]
-    missing, greedy = left_out["no_tokens"] + left_out["no_revision"], left_out["greedy"]
+    size = {"groups": len(set(groups)), "distinct": len(set(rewards.tolist()))}
+    bounds = (0.0, 1.0) if reward == THUMBS else (-math.inf, math.inf)
+    live_tells = not [*refusals(Support.of(of_live), **size)]
+    others = {"missing": left_out["no_tokens"], "greedy": left_out["greedy"]}
     found = []
     for name in (BASE if one is None else one.revision_id for one in targets):
         weights = weights_of(name)
         support = Support.of(weights)
-        why = tuple(refusals(support, missing=missing, greedy=greedy))
+        why = tuple(refusals(support, **others, **size))
         about = {
             "revision": name, "serves": serves.get(name), "effective": support.effective,
             "largest": support.largest, "own": loggers.get(name, 0), "refused": why,
@@ -349,8 +367,8 @@ def _summed(
             Valued(
                 **about,  # type: ignore[arg-type]
                 value=ope.snips(rewards, weights),
-                low=interval.low,
-                high=interval.high,
+                low=max(interval.low, bounds[0]),
+                high=min(interval.high, bounds[1]),
                 better=better,  # type: ignore[arg-type]
                 ips=ope.ips(rewards, weights),
                 doubly_robust=ope.doubly_robust(rewards, weights, flat, flat),

@@ -30,6 +30,9 @@ _REMOVED = {
     "out, or raise gate.confidence to ask for more evidence",
 }
 
+_SHOWN = 200
+"""So many characters of a wrong value are shown."""
+
 T = TypeVar("T")
 
 
@@ -96,7 +99,7 @@ def allowed(field: Any) -> str:
     if origin is Literal:
         return _listed(kinds)
     if origin is tuple and kinds[-1:] == [Ellipsis]:
-        return "a list of texts that are not empty"
+        return "a list of texts that say something, of 2,000 characters at most each"
     if origin is tuple:
         parts = (_bounded("a number", item.__metadata__[0].metadata) for item in kinds)
         return f"[{', '.join(parts)}]"
@@ -147,7 +150,9 @@ def _explained(
             f"{name} is a group of settings: write {name}.KEY=VALUE, or "
             f"{kinds.__name__}(KEY=VALUE) in Python, not {value!r}"
         )
-    return ConfigError(f"{name} is {value!r}, but must be {allowed(known[key])}")
+    shown = repr(value)
+    shown = shown if len(shown) <= _SHOWN else f"{shown[:_SHOWN]}…"
+    return ConfigError(f"{name} is {shown}, but must be {allowed(known[key])}")
 
 
 def refuse_idle(settings: Any, name: str, because: str, cure: str) -> None:

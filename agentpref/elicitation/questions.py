@@ -305,6 +305,8 @@ def open_queue(
     ):
         Store(connection).require_namespace(namespace)
         noise, notes = _noise(connection, namespace), list[str]()
+        if gold is not None and not _has_compared(connection, namespace, gold):
+            notes.append(f"{gold!r} has compared nothing here yet, so no question is gold")
         chosen = rule or rule_for(noise, DEFAULT)
         if reward is None and chosen != "random":
             notes.append(
@@ -350,6 +352,12 @@ def _noise(connection: sqlite3.Connection, namespace: str) -> float | None:
         found["self_agreement"] or 0
     )
     return noise_of_agreement(agreed / (found["pairs"] + found["repeats"]))
+
+
+def _has_compared(connection: sqlite3.Connection, namespace: str, person: str) -> bool:
+    voter = Judges(connection).voter_of(person)
+    said = standing_comparisons(connection, namespace)
+    return any(row.user_id == voter and row.winner != "tie" for row in said)
 
 
 def _id(pair: Pair) -> str:

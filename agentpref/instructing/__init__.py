@@ -60,7 +60,13 @@ class Instructing(Proving):
             from agentpref.models.base import find_base
 
             find_base(self.model)  # a wrong name is said in this case, too
-            report.notes.append("no held-out judgement could prove instructions: collect some")
+            if not there.rows and available.new:
+                waiting = len(available.new)
+                report = replace(report, verdict="nothing_usable")
+                report.notes.append(
+                    f"none of {waiting} examples is held out, so none could prove instructions: "
+                    "collect more"
+                )
             return self.trace.end(self.connection, report)
 
         # 2. The candidate is live, and told the rules that help.
@@ -83,10 +89,14 @@ class Instructing(Proving):
             groups = account(available, used, learner.objections)
             report = with_account(report, learner, groups)
             if not (is_new and by.rows):
-                if by.rows:
+                verdict: Verdict = "nothing_usable"
+                if by.rows and self.config.rules:
+                    verdict = "nothing_to_gain"
+                    report.notes.append("what serves is told these rules already")
+                elif by.rows:
+                    verdict = "refused"
                     report.notes.append(_no_rule(chosen))
                     report.checks.append(_failed(chosen))
-                verdict: Verdict = "refused" if by.rows else "nothing_usable"
                 report = replace(report, verdict=verdict, seconds=self.budget.spent())
                 kept = Outcome(report, _uses(groups, report), self.wishes)
                 return kept.settle(self.registry, self.connection, learner, serving)
@@ -101,6 +111,12 @@ class Instructing(Proving):
             notes=[*report.notes, *by.notes, *proven.notes],
             seconds=self.budget.spent(),
         )
+
+        if report.verdict == "refused":
+            report.notes.append(
+                "nothing was trained: where a check advises to train otherwise, change or shorten "
+                "the rules"
+            )
 
         # 4. Record, publish and serve it: all of it or nothing.
         outcome = Outcome(report, _uses(groups, report), self.wishes, proven.shown)
@@ -156,7 +172,7 @@ def _uses(
     Those that rules were chosen by stand there as anchors do: whoever is forgotten taints the
     instructions, and an adapter may still learn from the others.
     """
-    if report.verdict == "refused":
+    if report.verdict in ("refused", "nothing_to_gain"):
         waiting = [*groups["waiting"], *groups["new_evaluated"]]
         return {**groups, "new_evaluated": [], "waiting": waiting}
     chosen_by = groups["waiting"] if report.training.get("tried") else ()
@@ -193,7 +209,7 @@ class Beside:
         """The line of the report."""
         if not self.rules:
             return "text alone does not do as well: no rule that was tried provably helps"
-        told = " ".join(self.rules)
+        told = " ".join(" ".join(self.rules).split())
         found = (
             f"{self.text:.2f} right beside the adapter's {self.adapter:.2f} on {self.prompts} "
             f"held-out prompts ({self.better} better, {self.worse} worse)"

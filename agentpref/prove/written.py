@@ -145,8 +145,8 @@ def written(evidence: Evidence) -> CheckResult:
         message = f"live writes so already: {_listed(found)}"
     elif not passed:
         message = (
-            f"ranked, but not written: {_listed(missing or rest)} on {evidence.fresh} new prompts, of "
-            f"which {_unchanged(evidence)} got the answer of before"
+            f"ranked, but not written: {_listed(missing or rest)} on {evidence.fresh} new prompts, "
+            f"of which {_unchanged(evidence)} got the answer of before"
         )
     else:
         message = _listed(shown)

@@ -268,6 +268,11 @@ class Registry:
             InvalidAdapter: its files are not those that were published.
             GenerationConflict: another process changed what is served in between.
         """
+        if revision_id == BASE:
+            raise RevisionError(
+                "the bare base model is no revision, so it cannot be a canary; promote 'base' to "
+                "let it serve"
+            )
         status.require_share(revision_id, weight)
         with self._changing(revision_id or BASE, expected_generation) as (connection, state):
             if revision_id is not None:

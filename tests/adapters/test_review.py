@@ -111,7 +111,7 @@ def test_a_form_of_another_page_is_refused(home: Home, ana: TestClient) -> None:
     form = {**shown(ana), "choice": "a"}
     assert ana.post("/answer", data={**form, "secret": "guess"}).status_code == 403
     assert ana.post("/undo", data={"secret": ""}).status_code == 403
-    assert ana.post("/answer", data={**form, "comment": "x" * 500_000}).status_code == 403
+    assert ana.post("/answer", data={**form, "comment": "x" * 500_000}).status_code == 413
     assert ana.post("/answer", data={**form, "choice": "c"}).status_code == 400
     assert [*home.comparisons()] == []
 

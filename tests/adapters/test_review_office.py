@@ -134,7 +134,7 @@ def test_a_revision_is_promoted_by_a_second_click(registry: Registry, olga: Test
     assert f"let {second} serve 12.5 % of the threads" in asked.text
     olga.post("/revisions/do", data=fields(asked.text))
     assert (registry.state().canary, registry.state().weight) == (second, 0.125)
-    asked = olga.post("/revisions", data={**form, "action": "end", "revision": second})
+    asked = olga.post("/revisions", data={**form, "action": "end"})
     olga.post("/revisions/do", data=fields(asked.text))
     assert registry.state().canary is None
     asked = olga.post("/revisions", data={**form, "action": "rollback"})
@@ -152,7 +152,26 @@ def test_what_changed_since_it_was_asked_is_not_overruled(
     registry.promote(second)
     refused = olga.post("/revisions/do", data=fields(asked.text))
     assert refused.status_code == 409
+    assert "Somebody changed what serves meanwhile" in refused.text
     assert registry.state().live == second
+
+
+def test_without_a_promotion_there_is_nothing_to_roll_back(
+    registry: Registry, olga: TestClient
+) -> None:
+    assert "Roll back" not in olga.get("/revisions").text
+    registry.promote(registry.list()[0].revision_id)
+    assert "Roll back" in olga.get("/revisions").text
+
+
+def test_a_form_that_is_too_long_or_of_an_older_page_is_said(home: Home, ana: TestClient) -> None:
+    form = {**fields(ana.get("/").text), "choice": "correct-a"}
+    assert ana.post("/answer", data={**form, "correct-a": "x" * 20_001}).status_code == 413
+    old = ana.post("/answer", data={**form, "secret": "old", "correct-a": "x"})
+    assert (old.status_code, "of an older page" in old.text) == (403, True)
+    assert [*home.feedback()] == []
+    ana.post("/answer", data={**form, "correct-a": "a\x00b\u202ec"})
+    assert [row.correction["content"] for row in home.feedback() if row.correction] == ["abc"]
 
 
 @pytest.mark.parametrize(
@@ -162,6 +181,8 @@ def test_what_changed_since_it_was_asked_is_not_overruled(
         {"action": "promote", "revision": "rev-000009-aaaaaaaaaaaa"},
         {"action": "canary", "share": "much"},
         {"action": "canary", "share": "0"},
+        {"action": "canary", "share": "5", "revision": "base"},
+        {"action": "end"},
         {"action": "canary", "share": "nan"},
         {"action": "rollback"},
         {"action": "promote", "secret": "guess"},

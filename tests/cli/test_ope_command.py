@@ -39,7 +39,7 @@ def test_when_nothing_can_be_said_it_exits_5(run, home, random_base, sampler):  
     with agentpref.Log(home) as log:
         sampler.draw(log, 3, temperature=1.0)
     said = run("ope", "--home", home, "--model", random_base, exits=5).out
-    assert "3 answers can be weighed, and it takes 20" in said
+    assert "3 answers can be weighed, and it takes 50" in said
 
 
 def test_a_key_without_scores_is_said(run, home, random_base):  # noqa: F811

@@ -52,16 +52,21 @@ class Sampler:
         """Of the usable tokens, given that one of them comes."""
         return torch.softmax(self.logits[self.usable] / temperature, 0).numpy()
 
-    def draw(self, log, count, *, temperature=1.0, seed=0, revision="base", **more):
+    def draw(
+        self, log, count, *, temperature=1.0, seed=0, revision="base", thread=None, key=None, **more
+    ):
         source, chances = np.random.default_rng(seed), self.chances(temperature)
         for place in range(count):
             token = self.usable[source.choice(len(self.usable), p=chances)]
             text = self.tokenizer.decode([token])
             run = log.record(
                 QUESTION, text, revision=revision, token_ids=[token], logprobs=[-1.0],
-                params={"temperature": temperature, **more}, thread_id=f"t{place}",
+                params={"temperature": temperature, **more}, thread_id=thread or f"t{place}",
             )  # fmt: skip
-            log.thumbs(run, up=self.likes(token), user_id="u")
+            if key is None:
+                log.thumbs(run, up=self.likes(token), user_id="u")
+            else:
+                log.feedback(run, key=key, score=1.0)
         log.flush()
 
     @staticmethod
@@ -139,7 +144,7 @@ def test_two_loggers_are_one_mixture(home, random_base, sampler):
 
 def test_answers_that_cannot_be_weighed_are_counted_and_said(home, random_base, sampler):
     with agentpref.Log(home) as log:
-        sampler.draw(log, 30, temperature=1.0)
+        sampler.draw(log, 60, temperature=1.0)
         sampler.draw(log, 3, temperature=1.0, top_p=0.9)
         sampler.draw(log, 2, temperature=1.0, revision="rev-000099-aaaaaaaaaaaa")
         for number, more in enumerate(
@@ -155,7 +160,7 @@ def test_answers_that_cannot_be_weighed_are_counted_and_said(home, random_base, 
             run = log.record(QUESTION, f"answer {number}", **more)
             log.thumbs(run, up=True)
     found = off_policy(home, ["base"], model=str(random_base))
-    assert found.answers == 30
+    assert found.answers == 60
     assert found.left_out == {
         "truncated_sampling": 3, "unknown_revision": 2, "no_tokens": 2, "no_revision": 1,
         "unknown_temperature": 1, "tokens_disagree": 1,
@@ -189,6 +194,33 @@ def test_conversations_count_once_and_the_newest_answers_come_first(home, random
     with agentpref.Log(home) as log:
         sampler.draw(log, 60, temperature=1.0)
     assert off_policy(home, ["base"], model=str(random_base), limit=25).answers == 25
+
+
+def test_one_conversation_says_nothing_however_many_answers_it_has(home, random_base, sampler):
+    with agentpref.Log(home) as log:
+        sampler.draw(log, 60, thread="one")
+    [base] = off_policy(home, ["base"], model=str(random_base)).revisions
+    assert "the 60 answers are of 1 conversations" in base.refused[0]
+
+
+def test_where_all_earned_the_same_nothing_is_told(home, random_base, sampler):
+    with agentpref.Log(home) as log:
+        sampler.draw(log, 60, key="resolved")
+    [base] = off_policy(home, ["base"], reward="resolved", model=str(random_base)).revisions
+    assert base.refused == (
+        "every answer earned the same, so nothing can be told from what they earned",
+    )
+
+
+def test_a_limit_and_a_time_are_said(home, random_base, sampler):
+    with agentpref.Log(home) as log:
+        sampler.draw(log, 60)
+    found = off_policy(home, ["base"], model=str(random_base), limit=55)
+    assert found.notes == ("the newest 55 of 60 answers that can be weighed",)
+    with pytest.raises(EvaluationError, match="no answer of 'default' since then has a score"):
+        off_policy(home, model=str(random_base), since="2100-01-01")
+    with pytest.raises(EvaluationError, match=r"there are scores under 'thumbs'"):
+        off_policy(home, reward="stars", model=str(random_base))
 
 
 def test_a_key_without_scores_and_one_with_two_scales_are_refused(home, random_base, sampler):

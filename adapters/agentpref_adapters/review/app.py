@@ -17,6 +17,7 @@ from urllib.parse import parse_qs
 
 from agentpref.errors import (
     AgentprefError,
+    GenerationConflict,
     MissingDependency,
     RecordError,
     ServingError,
@@ -44,7 +45,14 @@ except ImportError as error:
 from agentpref.elicitation import Question
 from agentpref_adapters.review.desk import Desk, Desks
 from agentpref_adapters.review.office import Office
-from agentpref_adapters.review.shown import LONGEST, difference, html_of, plain_of, turn_of
+from agentpref_adapters.review.shown import (
+    LONGEST,
+    difference,
+    html_of,
+    plain_of,
+    turn_of,
+    without_controls,
+)
 
 COOKIE = "agentpref_review"
 POLICY = (
@@ -58,6 +66,7 @@ POLICY_OF_REPORTS = (
 """A report is one file with its styles in it, and has nothing that could run."""
 
 _MOST_BYTES = 400_000  # of a form: two corrections of 20,000 characters, written as %F0%9F…
+_TOO_LONG = "too long"
 _CHOICES = ("a", "b", "tie", "bad", "skip", "correct-a", "correct-b")
 _NOTES = {
     "late": "That question was answered already; this is the next one.",
@@ -150,12 +159,14 @@ class _Page:
         """Log an answer, and go on to the next question once it is on disk."""
         form, person = await self._form(request)
         if person is None:
-            return self._stranger()
+            return self._stranger(form)
         choice, question = form.get("choice", ""), form.get("question", "")
         if choice not in _CHOICES:
             return HTMLResponse(f"choice is none of {', '.join(_CHOICES)}", 400)
         comment = form.get("comment", "").strip() or None
-        correction = form.get(choice, "").strip()
+        correction = without_controls(form.get(choice, "")).strip()
+        if len(correction) > LONGEST:
+            return self._stranger({_TOO_LONG: _TOO_LONG})
         if choice.startswith("correct") and not correction:
             return RedirectResponse("/?note=empty", 303)
         known: Any = choice
@@ -166,9 +177,9 @@ class _Page:
 
     async def undo(self, request: Request) -> Response:
         """Take back the last answer."""
-        _, person = await self._form(request)
+        form, person = await self._form(request)
         if person is None:
-            return self._stranger()
+            return self._stranger(form)
         await to_thread.run_sync(self._desks.at, person, Desk.undo)
         return RedirectResponse("/", 303)
 
@@ -209,7 +220,7 @@ class _Page:
         """Change what serves, as it was confirmed."""
         form, person = await self._form(request)
         if self._office is None or person not in self._owners:
-            return self._stranger()
+            return self._stranger(form)
         await to_thread.run_sync(self._office.act, form)
         return RedirectResponse("/revisions?note=done", 303)
 
@@ -255,14 +266,17 @@ class _Page:
         async for part in request.stream():
             body += part
             if len(body) > _MOST_BYTES:
-                return {}, None
+                return {_TOO_LONG: _TOO_LONG}, None
         read = parse_qs(body.decode(errors="replace"), keep_blank_values=True)
         form = {name: values[-1] for name, values in read.items()}
         is_ours = hmac.compare_digest(form.get("secret", "").encode(), _secret(token).encode())
         return form, person if is_ours else None
 
-    def _stranger(self) -> Response:
-        return self._render("stranger.html", status=403)
+    def _stranger(self, form: Mapping[str, str] | None = None) -> Response:
+        """Who has no session; or whose ``form`` was too long, or of a page of another session."""
+        if form and _TOO_LONG in form:
+            return HTMLResponse("<p>That is too long; nothing was logged.</p>", 413)
+        return self._render("stranger.html", status=403, is_form=form is not None)
 
     def _render(self, name: str, status: int = 200, **values: Any) -> Response:
         return HTMLResponse(self._templates.get_template(name).render(**values), status)
@@ -301,6 +315,9 @@ def _secret(token: str) -> str:
 
 
 async def _told(request: Request, error: Exception) -> Response:
+    if isinstance(error, GenerationConflict):
+        text = "Somebody changed what serves meanwhile; open the page of revisions again."
+        return HTMLResponse(f"<p>{text}</p><p><a href='/revisions'>Revisions</a></p>", 409)
     if isinstance(error, UnknownRun | UpdateError):
         status = 404
     else:

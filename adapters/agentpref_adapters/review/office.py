@@ -14,7 +14,7 @@ from typing import Any
 from markupsafe import Markup
 
 from agentpref.elicitation.people import annotators
-from agentpref.errors import ConfigError
+from agentpref.errors import ConfigError, RevisionError
 from agentpref.home import Home
 from agentpref.overview import standing
 from agentpref.prefer.lineage import lineage
@@ -127,9 +127,17 @@ class Office:
             ],
             "live": state.live or BASE,
             "canary": state.canary,
+            "can_roll_back": self._can_roll_back(),
             "generation": state.generation,
             "held": None if held is None else held.reason or "nobody said why",
         }  # fmt: skip
+
+    def _can_roll_back(self) -> bool:
+        try:
+            self._registry.previous()
+        except RevisionError:
+            return False
+        return True
 
     def ask(self, form: Mapping[str, str]) -> dict[str, Any]:
         """What a click on the page of revisions would do, to be confirmed.
@@ -142,9 +150,13 @@ class Office:
         share = _share(form) if action == "canary" else 0.0
         if action == "rollback":
             revision = self._registry.previous() or BASE
+        elif action == "end":
+            revision = self._registry.state().canary or ""
+            if not revision:
+                raise ConfigError("there is no canary to end")
         elif action not in ACTIONS:
             raise ConfigError(f"action is {action[:40]!r}, but must be {', '.join(ACTIONS)}")
-        elif revision != BASE:
+        elif revision != BASE or action == "canary":
             revision = self._registry.get(revision).revision_id
         words = ACTIONS[action].format(revision=revision, share=f"{100 * share:.4g}")
         return {

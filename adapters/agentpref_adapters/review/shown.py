@@ -37,7 +37,12 @@ def html_of(message: Message) -> str:
 
 def plain_of(message: Message) -> str:
     """An answer or a turn as text without control characters."""
-    return _plain(said(message))
+    return without_controls(said(message))
+
+
+def without_controls(text: str) -> str:
+    """A text without control characters, and without those that turn its direction."""
+    return _CONTROL.sub("", text)
 
 
 def turn_of(message: Message) -> tuple[str, str]:
@@ -47,7 +52,7 @@ def turn_of(message: Message) -> tuple[str, str]:
 
 def difference(one: Message, other: Message) -> str:
     """What is in one answer and not in the other, word by word, as HTML; empty if too long."""
-    texts = [_plain(said(message)) for message in (one, other)]
+    texts = [without_controls(said(message)) for message in (one, other)]
     if max(map(len, texts)) > LONGEST:
         return ""
     words = [re.findall(r"\s+|[^\s]+", text) for text in texts]
@@ -78,7 +83,7 @@ def _text(content: Any) -> str:
 def _markdown(text: str) -> str:
     import nh3
 
-    shown = _plain(text)
+    shown = without_controls(text)
     if not shown.strip():
         return ""
     more = len(text) - LONGEST
@@ -107,10 +112,6 @@ def _call(call: Any) -> str:
         arguments = json.dumps(json.loads(arguments), indent=2, ensure_ascii=False)
     except (TypeError, ValueError):
         arguments = str(arguments)
-    name = escape(_plain(str(given.get("name", "?"))))
-    shown = escape(_plain(arguments)[:LONGEST])
+    name = escape(without_controls(str(given.get("name", "?"))))
+    shown = escape(without_controls(arguments)[:LONGEST])
     return f"<p>calls <code>{name}</code></p><pre><code>{shown}</code></pre>"
-
-
-def _plain(text: str) -> str:
-    return _CONTROL.sub("", text)

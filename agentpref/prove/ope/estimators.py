@@ -34,8 +34,26 @@ def importance_weights(
     makes an estimate too low where rewards are positive; ``power`` τ gives w^τ (a
     power mean), between the log's own mean (0) and the unbiased estimate (1).
     """
-    weights: Numbers = np.exp(power * (np.asarray(target, float) - np.asarray(behaviour, float)))
+    behaviour, target = alike(behaviour, target)
+    if clip is not None and clip <= 0:
+        raise ValueError(f"clip is {clip}, but must be above 0")
+    weights: Numbers = np.exp(power * (target - behaviour))
     return weights if clip is None else np.minimum(weights, clip)
+
+
+def alike(*arrays: Any) -> list[Numbers]:
+    """Arrays of numbers, which must be lists of the same length.
+
+    Raises:
+        ValueError: they are not.
+    """
+    found = [np.asarray(one, float) for one in arrays]
+    shapes = {one.shape for one in found}
+    if len(shapes) > 1 or found[0].ndim != 1:
+        raise ValueError(
+            f"the arrays have the shapes {sorted(shapes)}; each needs one row an answer"
+        )
+    return found
 
 
 def clipped_by_token(
@@ -77,6 +95,7 @@ def mixture(logps: Numbers, counts: Any) -> Numbers:
 
 def ips(rewards: Numbers, weights: Numbers) -> float:
     """Inverse propensity scoring: the mean of w·r. Without bias where π_b covers π."""
+    rewards, weights = alike(rewards, weights)
     return float(np.mean(weights * rewards))
 
 
@@ -85,6 +104,7 @@ def snips(rewards: Numbers, weights: Numbers) -> float:
 
     A constant added to all rewards is added to it, which IPS does not do.
     """
+    rewards, weights = alike(rewards, weights)
     total = float(np.sum(weights))
     return float(np.sum(weights * rewards)) / total if total else float("nan")
 
@@ -96,11 +116,13 @@ def direct_method(values: Numbers) -> float:
 
 def doubly_robust(rewards: Numbers, weights: Numbers, q: Numbers, values: Numbers) -> float:
     """DR: the direct method, and the weighted mean of what the model misses (1103.4601)."""
+    rewards, weights, q, values = alike(rewards, weights, q, values)
     return direct_method(values) + ips(rewards - q, weights)
 
 
 def self_normalised_dr(rewards: Numbers, weights: Numbers, q: Numbers, values: Numbers) -> float:
     """As :func:`doubly_robust`, with self-normalised weights."""
+    rewards, weights, q, values = alike(rewards, weights, q, values)
     return direct_method(values) + snips(rewards - q, weights)
 
 
@@ -108,6 +130,7 @@ def switch(
     rewards: Numbers, weights: Numbers, q: Numbers, values: Numbers, *, threshold: float
 ) -> float:
     """Switch-DR (1612.01205): above the threshold of weights, the model alone is believed."""
+    rewards, weights, q, values = alike(rewards, weights, q, values)
     kept = np.where(weights <= threshold, weights, 0.0)
     return direct_method(values) + ips(rewards - q, kept)
 
@@ -119,5 +142,8 @@ def dr_with_shrinkage(
 
     λ 0 is the direct method, and λ → ∞ is DR.
     """
-    kept = shrinkage * weights / (weights**2 + shrinkage)
+    rewards, weights, q, values = alike(rewards, weights, q, values)
+    if shrinkage < 0:
+        raise ValueError(f"shrinkage is {shrinkage}, but must be 0 or more")
+    kept = weights if np.isinf(shrinkage) else shrinkage * weights / (weights**2 + shrinkage)
     return direct_method(values) + ips(rewards - q, kept)

@@ -16,6 +16,16 @@ if TYPE_CHECKING:
 RESAMPLES = 2_000
 
 
+def _checked(values: Any, confidence: float) -> Numbers:
+    """Two values or more as an array, and a confidence between 0 and 1."""
+    found = np.asarray(values, float)
+    if found.ndim != 1 or len(found) < 2:
+        raise ValueError(f"the values have the shape {found.shape}; an interval takes two or more")
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}, but must be between 0 and 1")
+    return found
+
+
 class Interval(NamedTuple):
     """A two-sided interval."""
 
@@ -30,6 +40,7 @@ def gaussian(values: Numbers, *, confidence: float = 0.95) -> Interval:
     """Of the mean of some values, such as w·r, by their variance and the normal distribution."""
     from scipy import stats
 
+    values = _checked(values, confidence)
     n, mean = len(values), float(np.mean(values))
     width = float(stats.norm.ppf((1 + confidence) / 2)) * float(np.std(values, ddof=1)) / n**0.5
     return Interval(mean - width, mean + width)
@@ -42,6 +53,9 @@ def empirical_bernstein(
 
     Each side errs with half of what is left of the confidence.
     """
+    values = _checked(values, confidence)
+    if not low <= values.min() <= values.max() <= high:
+        raise ValueError(f"the values are not all from {low} to {high}")
     n, log_term = len(values), math.log(4 / (1 - confidence))
     width = math.sqrt(2 * float(np.var(values, ddof=1)) * log_term / n)
     width += 7 * (high - low) * log_term / (3 * (n - 1))
@@ -66,6 +80,8 @@ def bootstrap(
         resamples: how many times to draw as many groups as there are.
         seed: of the draws.
     """
+    if not len(groups):
+        raise ValueError("there are no groups to draw from")
     _, at = np.unique(np.asarray(groups), return_inverse=True)
     order = np.argsort(at, kind="stable")
     members = np.split(order, np.cumsum(np.bincount(at))[:-1])

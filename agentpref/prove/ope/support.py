@@ -13,7 +13,12 @@ import numpy as np
 
 from agentpref.prove.ope.estimators import Numbers
 
-LEAST_ROWS = 20
+LEAST_ROWS = 50
+"""With fewer, even weights that differ little have one that is more than a twentieth of all."""
+
+LEAST_GROUPS = 10
+"""Conversations, below which nobody can say how far these differ."""
+
 LEAST_EFFECTIVE = 0.1
 """The effective sample size must be such a share of the answers."""
 
@@ -40,7 +45,16 @@ class Support(NamedTuple):
 
     @classmethod
     def of(cls, weights: Numbers) -> Support:
-        """The support of some answers, by their weights, which may all be 0."""
+        """The support of some answers, by their weights, which may all be 0.
+
+        Raises:
+            ValueError: a weight is negative, or no number.
+        """
+        weights = np.asarray(weights, float)
+        if np.isnan(weights).any() or (weights < 0).any():
+            raise ValueError(
+                "a weight is negative or no number; weights are ratios of probabilities"
+            )
         n, total = len(weights), float(np.sum(weights))
         if n == 0 or not np.isfinite(weights).all() or total <= 0:
             return cls(n, 0.0, 1.0 if n else 0.0, 0.0, 0.0)
@@ -54,13 +68,22 @@ class Support(NamedTuple):
         return max(0.0, 1 - self.mean - 2 * self.error)
 
 
-def refusals(support: Support, *, missing: int = 0, greedy: int = 0) -> Iterator[str]:
+def refusals(
+    support: Support,
+    *,
+    missing: int = 0,
+    greedy: int = 0,
+    groups: int | None = None,
+    distinct: int | None = None,
+) -> Iterator[str]:
     """Why no number is said of a policy, in words; nothing where one may be.
 
     Args:
         support: of the answers that can be weighed.
         missing: how many others have no log-probabilities.
         greedy: how many others were written at temperature 0, where nothing else could have been.
+        groups: of how many conversations the answers are; ``None``: each is one.
+        distinct: how many different rewards there are; ``None`` is not known.
     """
     if greedy and support.rows < LEAST_ROWS:
         yield (
@@ -69,8 +92,8 @@ def refusals(support: Support, *, missing: int = 0, greedy: int = 0) -> Iterator
         )
     if missing and support.rows < LEAST_ROWS:
         yield (
-            f"{missing:,} answers have no log-probabilities of what served: record token_ids and "
-            "logprobs, as agentpref's own engines do"
+            f"{missing:,} answers have no tokens of what served: record token_ids and logprobs, as "
+            "agentpref's own engines do"
         )
     if support.rows < LEAST_ROWS:
         yield (
@@ -78,19 +101,29 @@ def refusals(support: Support, *, missing: int = 0, greedy: int = 0) -> Iterator
             "rewards"
         )
         return
+    if groups is not None and groups < LEAST_GROUPS:
+        yield (
+            f"the {support.rows:,} answers are of {groups:,} conversations, and it takes "
+            f"{LEAST_GROUPS} to say how far they differ"
+        )
+    if distinct == 1:
+        yield "every answer earned the same, so nothing can be told from what they earned"
     if support.mean == 0.0:
-        yield "no logged answer is one that the revision would give: it is too far from the log"
+        yield (
+            "no logged answer is one that the revision would give, or a weight is not finite: it is "
+            "too far from what served for this log to tell"
+        )
         return
     if support.effective < LEAST_EFFECTIVE * support.rows:
         yield (
             f"the {support.rows:,} answers tell as much as {support.effective:.1f} would "
             f"(effective sample size below {LEAST_EFFECTIVE:.0%}): the revision is too far from "
-            "what served; try it as a canary"
+            "what served for this log to tell"
         )
     if support.largest > LARGEST_WEIGHT:
         yield (
-            f"one answer has {support.largest:.0%} of all weight, more than {LARGEST_WEIGHT:.0%}: "
-            "the number would be that answer's reward"
+            f"one answer has {support.largest:.0%} of all weight, more than {LARGEST_WEIGHT:.0%}, "
+            "so the number would hang on it: collect more"
         )
     if support.unsupported > LARGEST_GAP:
         yield (

@@ -26,7 +26,7 @@ Gold = Annotated[
     str | None,
     typer.Option(
         metavar="ID",
-        help="Whose answers are right: others are put these again, and told apart by them.",
+        help="Whose answers are right: one question in ten is one that ID has answered.",
         show_default=False,
     ),
 ]

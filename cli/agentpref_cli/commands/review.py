@@ -69,6 +69,8 @@ def review(
     with options.reading(place.path, namespace):
         pass  # a wrong namespace is said before anything is loaded
     owners = owner or []
+    if not all(name.strip() for name in (*owners, *(annotator or []))):
+        raise typer.BadParameter("a name is empty", param_hint="--owner, --annotator")
     names = list(dict.fromkeys([*(annotator or ([] if owners else [getpass.getuser()])), *owners]))
     tokens = {secrets.token_urlsafe(24): name for name in names}
     with closing(listening_at(host, port)) as listening:
@@ -85,7 +87,8 @@ def review(
                 name: f"http://{shown}:{address[1]}/login?token={token}"
                 for token, name in tokens.items()
             }
-            print_result(as_json, {"annotators": pages}, lambda: _show(pages))
+            value = {"annotators": pages, "owners": owners}
+            print_result(as_json, value, lambda: _show(pages))
             sys.stdout.flush()
             page = create_app(desks, tokens, office=office, owners=owners)
             _server(page).run(sockets=[listening])

@@ -352,9 +352,10 @@ def _training(report: Mapping[str, Any]) -> Iterator[str]:
     yield ", ".join(filter(None, parts)) + (": the time was up" if out_of_time else "")
     if training.get("first_lesson") is not None:
         before, after = training["first_lesson"], training["last_lesson"]
+        taught = counts.get("taught", 0)
         yield (
-            f"taught by {counts.get('taught', 0)} comments: KL from live, told them, {before:.2g} "
-            f"-> {after:.2g} nats a token"
+            f"taught by {taught} comment{'s' * (taught != 1)}: KL from live, told what they say, "
+            f"{before:.2g} -> {after:.2g} nats a token"
         )
     if (waited := training.get("waited", 0)) >= _CROWDED:
         whose = f"its {training['threads']} threads" if training["threads"] > 1 else "it"
@@ -364,11 +365,11 @@ def _training(report: Mapping[str, Any]) -> Iterator[str]:
 
 def _instructions(training: Mapping[str, Any]) -> str:
     """What the candidate of a prompt arm is told, and how its rules were chosen."""
-    told = " ".join(training["rules"]) or "nothing"
+    told = " ".join(" ".join(training["rules"]).split()) or "nothing more"
     if not training["tried"]:
         return f"told: {told}"
     found = f"{training['better']} of {training['pairs']} pairs better, {training['worse']} worse"
-    return f"of {training['tried']} trials of rules, told: {told} ({found})"
+    return f"told: {told} ({found}; rules were tried {training['tried']} times)"
 
 
 def _route(training: Mapping[str, Any]) -> Iterator[str]:

@@ -256,3 +256,8 @@ def test_a_pair_that_cannot_be_read_is_left_out_and_counted(
 
 def test_a_home_without_a_reward_model_has_none(home: Home) -> None:
     assert newest_reward(home, "default") is None
+
+
+def test_an_owner_who_compared_nothing_is_said(home: Home) -> None:
+    with open_queue(home, person="ana", gold="olga") as queue:
+        assert "'olga' has compared nothing here yet, so no question is gold" in queue.notes

@@ -17,6 +17,7 @@ from agentpref.config import UpdateConfig
 from agentpref.errors import ConfigError, InvalidAdapter
 from agentpref.evaluation import evaluate
 from agentpref.home import Home
+from agentpref.prefer.examples import is_held_out
 from agentpref.prefer.judges import rubric
 from agentpref.record.database import connect
 from agentpref.record.updates import Updates
@@ -251,3 +252,29 @@ def compare_as_ana(home):
             asked = [{"role": "user", "content": f"Is {number} a number?"}]
             a, b = log.record(asked, DEEP), log.record(asked, NEAR)
             log.compare(a, b, winner="a", user_id="ana")
+
+
+def test_rules_that_live_is_told_already_bring_nothing(home, random_base):
+    teach(home, range(200, 240), chosen=DEEP, rejected=NEAR)
+    report = learn(home, random_base, replace(PROMPT, rules=(RULE,)))
+    assert report.verdict == "nothing_to_gain"
+    assert "what serves is told these rules already" in report.notes
+    assert Registry(home).state().live == Registry(home).list()[-1].revision_id
+    assert learn(home, random_base).counts["new"] > 0, "an adapter may still learn from them"
+
+
+def test_comparisons_of_which_none_is_held_out_are_no_proof_and_that_is_said(tmp_path, random_base):
+    home = tmp_path / "home"
+    trained = [n for n in range(40) if not is_held_out(
+        [{"role": "user", "content": f"Is {n} a number?"}], PROMPT.held_out)]  # fmt: skip
+    teach(home, trained, chosen=DEEP, rejected=NEAR)
+    report = learn(home, random_base, PROMPT)
+    assert report.verdict == "nothing_usable"
+    assert f"none of {len(trained)} examples is held out" in report.notes[-1]
+
+
+def test_a_rule_that_says_nothing_or_too_much_is_refused():
+    for wrong in ("  ", "a" * 2001):
+        with pytest.raises(ConfigError, match=r"2,000 characters at most") as caught:
+            UpdateConfig(arm="prompt", rules=(wrong,))
+        assert len(str(caught.value)) < 400

@@ -441,3 +441,9 @@ def test_a_service_says_since_when_and_until_when_a_revision_was_live(
     assert registry.service(first) == (None, promoted.at, again, None)
     assert registry.service(second) == ("live", again, None, ended)
     assert registry.service(None) == (None, None, None, None)
+
+
+def test_the_base_is_no_canary(registry):
+    with pytest.raises(RevisionError, match="cannot be a canary; promote 'base'"):
+        registry.canary("base", 0.1)
+    assert registry.state().generation == 0

@@ -98,7 +98,6 @@ DEGENERATE = {
     "a fifth unsupported": np.full(1000, 0.8),
     "exploded": np.exp(np.linspace(-200, 200, 60)),
     "infinite": np.array([np.inf, *[1.0] * 60]),
-    "not a number": np.array([np.nan, *[1.0] * 60]),
     "one in twenty has all": np.array([20.0] * 5 + [0.0] * 95),
     "heavy tail": 1 / np.arange(1, 200) ** 3,
     "a tenth above the largest": np.array([12.0, *[1.0] * 100]),
@@ -127,7 +126,49 @@ def test_what_is_missing_is_named(rows: int, more: dict[str, int], words: str) -
 
 
 def test_greedy_answers_beside_enough_others_are_no_reason() -> None:
-    assert [*refusals(Support.of(np.ones(40)), greedy=400, missing=400)] == []
+    assert [*refusals(Support.of(np.ones(60)), greedy=400, missing=400)] == []
+
+
+def test_weights_that_differ_little_are_enough_from_fifty_answers_on() -> None:
+    assert [*refusals(Support.of(np.linspace(0.5, 1.5, 50)))] == []
+
+
+def test_few_conversations_and_equal_rewards_tell_nothing() -> None:
+    support = Support.of(np.ones(60))
+    assert "of 1 conversations" in next(refusals(support, groups=1))
+    assert "every answer earned the same" in next(refusals(support, distinct=1))
+    assert [*refusals(support, groups=10, distinct=2)] == []
+
+
+@pytest.mark.parametrize("weights", [[-1.0] * 60, [np.nan] * 60])
+def test_what_is_no_weight_is_refused_at_once(weights: list[float]) -> None:
+    with pytest.raises(ValueError, match="negative or no number"):
+        Support.of(np.array(weights))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: ope.importance_weights(np.zeros(1), np.zeros(5)),
+        lambda: ope.importance_weights(np.zeros(2), np.zeros(2), clip=-1),
+        lambda: ope.ips(np.ones(1), np.ones(5)),
+        lambda: ope.snips(np.ones((2, 2)), np.ones((2, 2))),
+        lambda: ope.dr_with_shrinkage(*[np.ones(2)] * 4, shrinkage=-1),
+        lambda: intervals.empirical_bernstein(np.ones(9) * 5, low=0, high=1),
+        lambda: intervals.empirical_bernstein(np.ones(1), low=0, high=1),
+        lambda: intervals.empirical_bernstein(np.ones(9), low=0, high=1, confidence=1),
+        lambda: intervals.gaussian(np.ones(9), confidence=2),
+        lambda: intervals.bootstrap(lambda at: 0.0, []),
+    ],
+)
+def test_what_fits_no_formula_is_refused(wrong) -> None:
+    with pytest.raises(ValueError, match=r".{15}"):
+        wrong()
+
+
+def test_shrinkage_without_end_is_dr() -> None:
+    log = [np.array([1.0, 0.0]), np.array([2.0, 0.5]), np.full(2, 0.3), np.full(2, 0.3)]
+    assert ope.dr_with_shrinkage(*log, shrinkage=np.inf) == ope.doubly_robust(*log)
 
 
 def test_the_effective_size_is_kishs() -> None:
