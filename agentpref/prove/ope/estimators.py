@@ -50,9 +50,7 @@ def alike(*arrays: Any) -> list[Numbers]:
     found = [np.asarray(one, float) for one in arrays]
     shapes = {one.shape for one in found}
     if len(shapes) > 1 or found[0].ndim != 1:
-        raise ValueError(
-            f"the arrays have the shapes {sorted(shapes)}; each needs one row an answer"
-        )
+        raise ValueError(f"arrays have the shapes {sorted(shapes)}, but must be lists of a length")
     return found
 
 

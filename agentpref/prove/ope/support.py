@@ -52,9 +52,7 @@ class Support(NamedTuple):
         """
         weights = np.asarray(weights, float)
         if np.isnan(weights).any() or (weights < 0).any():
-            raise ValueError(
-                "a weight is negative or no number; weights are ratios of probabilities"
-            )
+            raise ValueError("a weight is negative or no number; it is a ratio of probabilities")
         n, total = len(weights), float(np.sum(weights))
         if n == 0 or not np.isfinite(weights).all() or total <= 0:
             return cls(n, 0.0, 1.0 if n else 0.0, 0.0, 0.0)
@@ -110,8 +108,8 @@ def refusals(
         yield "every answer earned the same, so nothing can be told from what they earned"
     if support.mean == 0.0:
         yield (
-            "no logged answer is one that the revision would give, or a weight is not finite: it is "
-            "too far from what served for this log to tell"
+            "no logged answer is one that the revision would give, or a weight is not finite: it "
+            "is too far from what served for this log to tell"
         )
         return
     if support.effective < LEAST_EFFECTIVE * support.rows:

@@ -116,7 +116,7 @@ def test_a_degenerate_log_is_refused_in_words(name: str) -> None:
     [
         (3, {"greedy": 100}, "temperature 0"),
         (0, {"greedy": 5}, "temperature 0"),
-        (0, {"missing": 5}, "log-probabilities"),
+        (0, {"missing": 5}, "have no tokens"),
         (10, {"missing": 900}, "record token_ids"),
         (0, {}, "collect more rewards"),
     ],
