@@ -133,7 +133,7 @@ def off_policy(
 
     Raises:
         ConfigError: an argument has no meaning.
-        EvaluationError: no answer has such a reward, or only the base was named.
+        EvaluationError: no answer has such a reward, or the rewards have several scales.
         NotAHome: there is no home in the folder.
         UnknownNamespace: other namespaces are in the home, and this one is not.
         UnknownRevision: a name is that of no revision, or of several.
