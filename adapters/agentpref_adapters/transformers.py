@@ -236,7 +236,7 @@ class TransformersBackend:
         return active
 
     def _encode(
-        self, request: GenerationRequest, instructions: str
+        self, request: GenerationRequest, instructions: str = ""
     ) -> tuple[tuple[int, ...], Constraint | None]:
         with self._tokenizing:
             prompt = encode_request(request, self.base.template, self.base.name, instructions)

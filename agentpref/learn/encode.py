@@ -151,7 +151,7 @@ def encode(
         else:
             found.append((example, tokens))
     told: list[dict[str, Ids]] = [{} for _ in found]
-    texts = tuple(instructions)
+    texts, left_out = tuple(instructions), set[int]()
     for text in (*texts, ""):  # at last, remarks as live is told them, after its instructions
         some = [n for n, (example, _) in enumerate(found) if text or example.advice]
         asked = [
@@ -163,9 +163,10 @@ def encode(
         for number, tokens in zip(some, tokenizer(asked), strict=True):
             if isinstance(tokens, Objection):
                 encoding.objections[found[number][0].example_id] = tokens
+                left_out.add(number)
             else:
                 told[number][text] = tokens.prompt
-    whole = [n for n, (e, _) in enumerate(found) if e.example_id not in encoding.objections]
+    whole = [number for number in range(len(found)) if number not in left_out]
     found, told = [found[number] for number in whole], [told[number] for number in whole]
     lone = [(example.example_id, tokens) for example, tokens in found if example.lone]
     mismatched = _mismatched(lone, max_length)

@@ -47,8 +47,8 @@ def serving(run) -> str:
 def test_the_base_model_serves_a_new_home(run, home) -> None:
     run("init")
     header, base = run("adapters", "list").out.splitlines()
-    assert header == "revision\tserves\tparent\tcreated\tstatus"
-    assert base == "base\tlive\t-\t-\t-"
+    assert header == "revision\tkind\tserves\tparent\tcreated\tstatus"
+    assert base == "base\t-\tlive\t-\t-\t-"
     assert run("adapters", "list", "--json").json["revisions"] == []
 
 
@@ -56,8 +56,12 @@ def test_list_names_revisions_parents_and_roles(run, home, names) -> None:
     Registry(home).canary(names[1], 0.1)
     run("adapters", "promote", names[0])
     Registry(home).canary(names[1], 0.1)
-    rows = [line.split("\t")[:3] for line in run("adapters", "list").out.splitlines()[1:]]
-    assert rows == [["base", "-", "-"], [names[0], "live", "base"], [names[1], "canary", names[0]]]
+    rows = [line.split("\t")[:4] for line in run("adapters", "list").out.splitlines()[1:]]
+    assert rows == [
+        ["base", "-", "-", "-"],
+        [names[0], "adapter", "live", "base"],
+        [names[1], "adapter", "canary", names[0]],
+    ]
     value = run("adapters", "list", "--json").json
     assert [row["serves"] for row in value["revisions"]] == ["live", "canary"]
     assert value["serving"]["weight"] == 0.1
@@ -358,3 +362,20 @@ def test_a_merged_export_is_a_whole_model(run, home, tmp_path, random_base) -> N
     }  # fmt: skip
     refused = run("adapters", "export", revision, tmp_path / "x", "--model", "tiny", exits=2)
     assert "--merged" in refused.err
+
+
+def test_a_revision_with_instructions_is_of_another_kind_and_its_export_says_them(
+    run, home, names, tmp_path
+) -> None:
+    registry, first = Registry(home), Registry(home).get(names[0])
+    with registry.publishing(
+        first.path, parent=names[0], model=first.manifest["base"], training={},
+        instructions="Answer in one sentence.",
+    ) as made:  # fmt: skip
+        name = made.revision.revision_id
+    rows = [line.split("\t")[:2] for line in run("adapters", "list").out.splitlines()]
+    assert [name, "prompt"] in rows
+    assert "Answer in one sentence." in run("adapters", "show", name).out
+    said = run("adapters", "export", name, tmp_path / "out").out
+    assert "it was proven with these instructions, to be put into the system prompt" in said
+    assert "Answer in one sentence." in said
