@@ -126,6 +126,9 @@ class Trained:
     def __init__(self, adapter: Path) -> None:
         self.adapter = adapter
 
+    def instructions(self, policy: str) -> str:
+        return ""
+
     def save(self, folder: Path) -> None:
         shutil.copytree(self.adapter, folder, dirs_exist_ok=True)
 
