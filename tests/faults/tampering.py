@@ -137,6 +137,7 @@ def _updated(registry: Registry, adapter: Path, identity: Any) -> str:
     """Publish as an update does, with its row in the ledger; return the revision's id."""
     learner = SimpleNamespace(
         base=SimpleNamespace(identity=identity, numbers="n"),
+        instructions=lambda policy: "",
         save=lambda folder: shutil.copytree(adapter, folder, dirs_exist_ok=True),
     )
     counts = {"trained": 1, "trained_thumbs": 0}
