@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 
 By: TypeAlias = Literal["answer", "length"]
 BY: tuple[By, ...] = ("answer", "length")
+
+_AT_ONCE = 1_000
 
 CLASSES = 8
 """Into so many classes of equal size answers are sorted by their length."""
@@ -151,14 +154,13 @@ def off_policy(
         targets = named_revisions(registry, revisions, base_alone=True)
         published = {one.revision_id: one for one in registry.list()}
         left_out = Counter[str]()
-        earned = [*_earned(database, namespace, reward, which.since, published, left_out)]
+        every = _earned(database, namespace, reward, which.since, published, left_out)
+        earned = [*islice(every, limit)]
         if not earned and not left_out:
             raise EvaluationError(_without(database, namespace, reward, which.since))
-        earned.sort(key=lambda one: one.run.created_at, reverse=True)
         notes = []
-        if limit is not None and limit < len(earned):
-            notes.append(f"the newest {limit:,} of {len(earned):,} answers that can be weighed")
-        earned = earned[:limit]
+        if len(earned) == limit:
+            notes.append(f"the newest {limit:,} answers that can be weighed; --limit reads more")
         config, name = _settings(targets, model)
         logps: dict[str, Numbers] = {}
         live = registry.state().live or BASE
@@ -208,33 +210,33 @@ def _earned(
     published: Mapping[str, Revision],
     left_out: Counter[str],
 ) -> Iterator[_Earned]:
-    """The answers that have a reward and were sampled; the others are counted."""
-    query = """SELECT DISTINCT run_id FROM feedback CROSS JOIN run USING (run_id)
-        WHERE key = ? AND namespace = ? AND run.created_at >= ?"""
-    store = Store(database)
+    """The answers that have a reward and were sampled, the newest first; others are counted."""
+    query = """SELECT run_id FROM feedback CROSS JOIN run USING (run_id)
+        WHERE key = ? AND namespace = ? AND run.created_at >= ?
+        GROUP BY run_id ORDER BY run.created_at DESC, run_id"""
+    store, scales = Store(database), set[Any]()
     ids = [run_id for (run_id,) in database.execute(query, (key, namespace, since or 0.0))]
-    rows, feedback, comparisons = store.judged(namespace, ids)
-    scores: dict[str, list[float]] = {}
-    scales = set()
-    for row in withdraw(feedback, comparisons).feedback:
-        if row.key == key and row.score is not None:
-            scores.setdefault(row.run_id, []).append(row.score)
-            scales.add(row.scale)
-    if len(scales - {None}) > 1:
-        raise EvaluationError(
-            f"{key!r} has scores on {len(scales - {None})} scales, {sorted(map(str, scales))}: "
-            "one number cannot be the mean of both; name another key"
-        )
-    for run in map(as_asked, rows):
-        if run.run_id not in scores:
-            continue
-        temperature = run.params.get("temperature")
-        reason = _objection(run, published)
-        if reason is not None:
-            left_out[reason] += 1
-            continue
-        own = scores[run.run_id]
-        yield _Earned(run, sum(own) / len(own), float(temperature or 0.0))
+    for start in range(0, len(ids), _AT_ONCE):
+        rows, feedback, comparisons = store.judged(namespace, ids[start : start + _AT_ONCE])
+        scores: dict[str, list[float]] = {}
+        for row in withdraw(feedback, comparisons).feedback:
+            if row.key == key and row.score is not None:
+                scores.setdefault(row.run_id, []).append(row.score)
+                scales.add(row.scale)
+        if len(scales - {None}) > 1:
+            raise EvaluationError(
+                f"{key!r} has scores on {len(scales - {None})} scales, {sorted(map(str, scales))}: "
+                "one number cannot be the mean of both; name another key"
+            )
+        for run in sorted(map(as_asked, rows), key=lambda run: run.created_at, reverse=True):
+            if run.run_id not in scores:
+                continue
+            reason = _objection(run, published)
+            if reason is not None:
+                left_out[reason] += 1
+                continue
+            own = scores[run.run_id]
+            yield _Earned(run, sum(own) / len(own), float(run.params["temperature"]))
 
 
 def _objection(run: Run, published: Mapping[str, Revision]) -> str | None:

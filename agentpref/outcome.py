@@ -28,7 +28,7 @@ from agentpref.serve.publishing import Publication
 from agentpref.serve.registry import Registry
 from agentpref.serve.status import ServingState
 from agentpref.serve.trials import BEGUN, FADED
-from agentpref.types import UpdateReport
+from agentpref.types import INSTRUCTED, UpdateReport
 
 if TYPE_CHECKING:
     import sqlite3
@@ -164,7 +164,7 @@ class Outcome:
         What an adapter from elsewhere, or a text, shows says nothing of the canary, which learned
         other things.
         """
-        if report.training.get("start") in ("adopted", "live, instructed"):
+        if report.training.get("start") in ("adopted", INSTRUCTED):
             return report
         ended = ("refused", "insufficient", "nothing_to_gain")
         if report.verdict not in ended or not report.gain or report.gain.get("likely"):

@@ -210,7 +210,14 @@ class _Update(Groundwork):
         report = replace(report, counts=there(available), notes=[*report.notes, *plan.notes])
         groups = account(tried.available, tried.rows, learner.objections, before=before)
         report = replace(with_account(report, learner, groups), **bench.told(tried))
-        if self.config.arm == "both" and tried.proof is not None:
+        not_now = ""
+        if self.team.size > 1:
+            not_now = "several processes train, and one alone can try it"
+        elif self.budget.left() <= 0:
+            not_now = "max_minutes left no time"
+        if self.config.arm == "both" and tried.proof is not None and not_now:
+            report.notes.append(f"text alone was not tried: {not_now}")
+        elif self.config.arm == "both" and tried.proof is not None:
             text = beside(
                 self.home,
                 learner,

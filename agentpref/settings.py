@@ -99,7 +99,9 @@ def allowed(field: Any) -> str:
     if origin is Literal:
         return _listed(kinds)
     if origin is tuple and kinds[-1:] == [Ellipsis]:
-        return "a list of texts that say something, of 2,000 characters at most each"
+        most = next(one.max_length for one in kinds[0].__metadata__[0].metadata
+                    if hasattr(one, "max_length"))  # fmt: skip
+        return f"a list of texts that say something, of {most:,} characters at most each"
     if origin is tuple:
         parts = (_bounded("a number", item.__metadata__[0].metadata) for item in kinds)
         return f"[{', '.join(parts)}]"

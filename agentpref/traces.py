@@ -8,6 +8,7 @@ and each end is a trace of its own, which shares its first steps with the others
 
 from __future__ import annotations
 
+import hashlib
 import math
 import sqlite3
 import statistics
@@ -210,15 +211,17 @@ def _paths(runs: Sequence[Run], odd: Counter[str]) -> Iterator[list[Run]]:
 
     A run follows the latest earlier one whose messages and answer its own messages begin with.
     """
-    written = [[canonical(message) for message in run.prompt.messages] for run in runs]
-    after = [[*own, canonical(run.output)] for own, run in zip(written, runs, strict=True)]
     parents: list[int | None] = []
-    for number, own in enumerate(written):
-        before = (
-            other for other in range(number - 1, -1, -1)
-            if len(after[other]) <= len(own) and own[: len(after[other])] == after[other]
-        )  # fmt: skip
-        parents.append(next(before, None))
+    ends: dict[bytes, int] = {}  # the latest run whose messages and answer have this digest
+    for number, run in enumerate(runs):
+        digest, parent = b"", None
+        for message in run.prompt.messages:
+            digest = _after(digest, message)
+            found = ends.get(digest)
+            if found is not None and (parent is None or found > parent):
+                parent = found
+        parents.append(parent)
+        ends[_after(digest, run.output)] = number
     children = Counter(parent for parent in parents if parent is not None)
     odd["forks"] += sum(count - 1 for count in children.values())
     odd["unconnected"] += sum(parent is None for parent in parents) - 1
@@ -230,6 +233,11 @@ def _paths(runs: Sequence[Run], odd: Counter[str]) -> Iterator[list[Run]]:
             path.append(runs[at])
             at = parents[at]
         yield path[::-1]
+
+
+def _after(digest: bytes, message: Message) -> bytes:
+    """The digest of some messages and one more."""
+    return hashlib.blake2b(digest + canonical(message), digest_size=16).digest()
 
 
 def _steps(path: Sequence[Run], scores: Mapping[str, float], spec: RewardSpec) -> tuple[Step, ...]:

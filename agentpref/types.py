@@ -91,6 +91,9 @@ SAMPLED_FOR = "sampled_for"
 BY_JUDGES: frozenset[Origin] = frozenset({"comment", "critique", "judge"})
 """The origins of examples whose label is a judge's verdict."""
 
+INSTRUCTED = "live, instructed"
+"""What a report says that a candidate started from which was told rules, and not trained."""
+
 Progress: TypeAlias = Callable[[str, int, int], object]
 """A callback of long work: ``(stage, done, total)``."""
 

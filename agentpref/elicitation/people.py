@@ -42,7 +42,9 @@ class Annotator(NamedTuple):
 def annotators(connection: sqlite3.Connection, namespace: str) -> list[Annotator]:
     """What each person said in a namespace whose comparisons stand; the busiest first."""
     said = [row for row in standing_comparisons(connection, namespace) if row.source == "human"]
-    tags = _tags(connection, said)
+    asked = sorted({row.run_a for row in said})
+    runs, _, _ = Store(connection).judged(namespace, asked)
+    tags = {run.run_id: run.tag for run in runs}
     by_voter: dict[str | None, list[Comparison]] = defaultdict(list)
     for row in said:
         by_voter[row.user_id].append(row)
@@ -62,7 +64,7 @@ def _annotator(
     first = decided.count("a")
     pairs = {_unit(row) for row in own}
     shared = [row for row in said if _unit(row) in pairs]
-    strata = ("all", *sorted({tags[row.run_a] for row in shared}))
+    strata = ("all", *sorted({tags[row.run_a] for row in shared if row.run_a in tags}))
     return Annotator(
         voter,
         len(own),
@@ -73,7 +75,7 @@ def _annotator(
         sign_test(first, len(decided) - first),
         {
             name: people_agreement(
-                [_vote(row) for row in shared if name in ("all", tags[row.run_a])], alpha=False
+                [_vote(row) for row in shared if name in ("all", tags.get(row.run_a))], alpha=False
             )
             for name in strata
         },
@@ -88,8 +90,3 @@ def _unit(row: Comparison) -> tuple[str, str]:
 def _vote(row: Comparison) -> tuple[tuple[str, str], str, str]:
     winner = row.winner if row.run_a <= row.run_b else row.swap().winner
     return _unit(row), row.user_id or "", winner
-
-
-def _tags(connection: sqlite3.Connection, said: Sequence[Comparison]) -> dict[str, str]:
-    store = Store(connection)
-    return {run_id: store.run(run_id).tag for run_id in {row.run_a for row in said}}

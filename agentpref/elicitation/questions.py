@@ -304,8 +304,10 @@ def open_queue(
         Log(place.path, namespace=namespace) as log,
     ):
         Store(connection).require_namespace(namespace)
-        noise, notes = _noise(connection, namespace), list[str]()
-        if gold is not None and not _has_compared(connection, namespace, gold):
+        said = [row for row in standing_comparisons(connection, namespace) if row.winner != "tie"]
+        noise, notes = _noise(said), list[str]()
+        voter = None if gold is None else Judges(connection).voter_of(gold)
+        if voter is not None and all(row.user_id != voter for row in said):
             notes.append(f"{gold!r} has compared nothing here yet, so no question is gold")
         chosen = rule or rule_for(noise, DEFAULT)
         if reward is None and chosen != "random":
@@ -337,13 +339,16 @@ def newest_reward(
         return None
 
 
-def _noise(connection: sqlite3.Connection, namespace: str) -> float | None:
-    """The share of wrong labels, by how far people agree; ``None`` where too few do twice."""
+def _noise(said: Sequence[Comparison]) -> float | None:
+    """The share of wrong labels, by how far people agree; ``None`` where too few do twice.
+
+    A tie is no wrong label.
+    """
     votes = [
         (" ".join(sorted((row.run_a, row.run_b))), row.user_id or "",
          row.winner if row.run_a <= row.run_b else row.swap().winner)
-        for row in standing_comparisons(connection, namespace)
-        if row.source == "human" and row.winner != "tie"  # which is no wrong label
+        for row in said
+        if row.source == "human"
     ]  # fmt: skip
     found = people_agreement(votes, alpha=False)
     if found["pairs"] + found["repeats"] < _FEWEST:
@@ -352,12 +357,6 @@ def _noise(connection: sqlite3.Connection, namespace: str) -> float | None:
         found["self_agreement"] or 0
     )
     return noise_of_agreement(agreed / (found["pairs"] + found["repeats"]))
-
-
-def _has_compared(connection: sqlite3.Connection, namespace: str, person: str) -> bool:
-    voter = Judges(connection).voter_of(person)
-    said = standing_comparisons(connection, namespace)
-    return any(row.user_id == voter and row.winner != "tie" for row in said)
 
 
 def _id(pair: Pair) -> str:

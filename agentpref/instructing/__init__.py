@@ -26,7 +26,7 @@ from agentpref.prefer.strata import Listed
 from agentpref.proving import By, Proving, encode, judge
 from agentpref.repeats import stalled
 from agentpref.serve.validate import check_revision
-from agentpref.types import UpdateReport, Verdict
+from agentpref.types import INSTRUCTED, UpdateReport, Verdict
 
 if TYPE_CHECKING:
     from agentpref.config import UpdateConfig
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from agentpref.prove.checks import Scorer, UserCheck
     from agentpref.prove.evaluate import Scores
 
-START = "live, instructed"
-"""What the report of an update says that its candidate started from: it was not trained."""
+MARGIN = 0.03
+"""By so much text may be less accurate than the adapter, to do as well."""
 
 PRINCIPLES = 6
 """So many principles of the home's judges are tried as rules, at most."""
@@ -80,10 +80,13 @@ class Instructing(Proving):
             told = learner.instructions("candidate")
             report = replace(
                 report,
-                training={"start": START, "instructions": told, **chosen._asdict()},
+                training={"start": INSTRUCTED, "instructions": told, **chosen._asdict()},
             )
             is_new = told != learner.instructions("live")
-            rows = encode(learner, rows.data) if is_new else rows
+            if is_new:  # the rows are asked otherwise now, and counted anew
+                learner.shortened.clear()
+                learner.retokenized.clear()
+                rows = encode(learner, rows.data)
             by = By.of(rows.new_held_out, rows.old_held_out)
             used = replace(rows, new=[], new_held_out=[] if by.learned else by.rows)
             groups = account(available, used, learner.objections)
@@ -202,7 +205,7 @@ class Beside:
         from agentpref.prove.signs import sign_test
 
         is_worse = sign_test(self.worse, self.better, one_sided=True) <= 0.1
-        return self.verdict == "passed" and self.text >= self.adapter - 0.03 and not is_worse
+        return self.verdict == "passed" and self.text >= self.adapter - MARGIN and not is_worse
 
     @property
     def note(self) -> str:

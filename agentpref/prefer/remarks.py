@@ -21,7 +21,6 @@ from agentpref.prefer.comments import standing
 from agentpref.prefer.examples import as_asked, example_id_of, is_held_out, unlabelled
 from agentpref.prefer.ordinary import is_whole
 from agentpref.prefer.retractions import withdraw
-from agentpref.record.messages import as_json
 from agentpref.record.store import Store
 from agentpref.types import Completion, Example, Feedback, Run
 
@@ -38,9 +37,9 @@ def draw(connection: sqlite3.Connection, namespace: str, config: UpdateConfig) -
     """The remarks on answers to prompts that are not held out, the newest first."""
     if not config.comments.weight:
         return []
-    query = """SELECT DISTINCT run_id FROM feedback CROSS JOIN run USING (run_id)
+    query = """SELECT run_id FROM feedback CROSS JOIN run USING (run_id)
         WHERE source = 'human' AND trim(coalesce(comment, '')) <> '' AND namespace = ?
-        ORDER BY feedback.created_at DESC LIMIT ?"""
+        GROUP BY run_id ORDER BY max(feedback.created_at) DESC LIMIT ?"""
     # Some of them praise, were taken back, or are on answers that nobody can learn from.
     most = 4 * config.comments.size
     run_ids = [run_id for (run_id,) in connection.execute(query, (namespace, most))]
@@ -57,13 +56,8 @@ def find(
     if not config.comments.weight:
         return []
     store = Store(connection)
-    known = connection.execute(
-        "SELECT run_id FROM run WHERE run_id IN (SELECT value FROM json_each(?))",
-        (as_json([*run_ids]),),
-    )
-    ids = [run_id for (run_id,) in known]
     with store.one_state():
-        rows, feedback, comparisons = store.judged(namespace, ids)
+        rows, feedback, comparisons = store.judged(namespace, [*run_ids])
         scales = {(one.key, one.source): one[2:] for one in store.standards(namespace).scales}
     runs = {run.run_id: run for run in map(as_asked, rows)}
     stand = standing(withdraw(feedback, comparisons).feedback, scales)

@@ -64,11 +64,6 @@ class Probes(NamedTuple):
     unseen: int
     notes: tuple[str, ...] = ()
 
-    @property
-    def prompts(self) -> list[Ids]:
-        """What a policy without instructions is given."""
-        return [row.prompt for row in self.asked]
-
     def prompts_of(self, learner: Learner, policy: Policy) -> list[Ids]:
         """What a policy is given: with its instructions, if it has any."""
         return [row.prompt for row in learner.asked(policy, self.asked)]

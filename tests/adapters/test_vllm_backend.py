@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -129,6 +130,22 @@ class TestAnswers:
         (body,) = server.of("/v1/completions")
         assert tuple(body["prompt"]) == prompt_ids(ask)
         assert body["add_special_tokens"] is False
+
+    def test_instructions_of_a_revision_are_sent_with_its_requests_alone(
+        self, server: StandIn, publish: Callable[[], Revision]
+    ) -> None:
+        revision = publish()
+        told = replace(revision, manifest={**revision.manifest, "instructions": "Be brief."})
+        system = {"role": "system", "content": "Be brief."}
+        with closing(connect(server)) as backend:
+            name = ready(backend, revision)
+            backend._revisions[name] = told
+            backend.generate(name, ASK)
+            backend.generate(BASE, ASK)
+        instructed, plain = server.of("/v1/completions")[-2:]
+        asked = replace(ASK, messages=(system, *ASK.messages))
+        assert tuple(instructed["prompt"]) == prompt_ids(asked)
+        assert tuple(plain["prompt"]) == prompt_ids(ASK)
 
     def test_every_sampling_setting_is_sent(self, server: StandIn) -> None:
         ask = GenerationRequest(

@@ -216,7 +216,7 @@ def test_a_limit_and_a_time_are_said(home, random_base, sampler):
     with agentpref.Log(home) as log:
         sampler.draw(log, 60)
     found = off_policy(home, ["base"], model=str(random_base), limit=55)
-    assert found.notes == ("the newest 55 of 60 answers that can be weighed",)
+    assert found.notes == ("the newest 55 answers that can be weighed; --limit reads more",)
     with pytest.raises(EvaluationError, match="no answer of 'default' since then has a score"):
         off_policy(home, model=str(random_base), since="2100-01-01")
     with pytest.raises(EvaluationError, match=r"there are scores under 'thumbs'"):

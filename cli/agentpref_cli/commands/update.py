@@ -76,9 +76,6 @@ NICE = 1
 """How far an update lowers its priority. Beside two busy processes, 2 took it about half as long
 again as 1, in a few noisy runs (docs/training.md)."""
 
-INSTRUCTED = "live, instructed"
-"""What a report says that a candidate started from which was told rules, and not trained."""
-
 _CROWDED = 0.1  # the share of waiting from which on a report names it
 _THUMBS = "_thumbs"
 _SHOWN, _WIDTH = 3, 200  # answers that a report prints, and characters of each
@@ -323,6 +320,8 @@ def _counts(report: Mapping[str, Any]) -> Iterator[str]:
 
 def _training(report: Mapping[str, Any]) -> Iterator[str]:
     """How the candidate was trained. Reports of older versions have fewer of these fields."""
+    from agentpref.types import INSTRUCTED
+
     training, counts = report["training"], report["counts"]
     if not training:
         return

@@ -89,6 +89,19 @@ def test_some_questions_that_others_have_answered_are_mixed_in_and_tell_how_far_
         assert {one.id for one in questions if not one.repeated}.isdisjoint(known)
 
 
+def test_only_what_the_owner_answered_is_put_to_others_again(home: Home, queue: Queue) -> None:
+    questions = queue.next(20)
+    for question in questions:
+        queue.answer(question, "a")
+    with open_queue(home, person="olga") as owner:
+        mine = [one for one in owner.next(20) if not one.repeated][:2]
+        for question in mine:
+            owner.answer(question, "b")
+    with open_queue(home, person="cem", gold="olga") as other:
+        again = {one.id for _ in range(5) for one in other.next(20) if one.repeated}
+    assert again == {one.id for one in mine}, "and none of ana's"
+
+
 def test_which_answer_comes_first_is_chance(queue: Queue) -> None:
     shorter_first = [
         len(str(one.first.output["content"])) < len(str(one.second.output["content"]))

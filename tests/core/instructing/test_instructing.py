@@ -201,18 +201,15 @@ def test_instructions_that_somebody_edited_are_not_served(home):
         check_published(live)
 
 
-def test_taking_instructions_back_takes_no_weights_back(home, random_base):
+def test_taking_instructions_back_takes_no_weights_back(home):
     told = Registry(home).live()
     Registry(home).rollback()
-    teach(home, range(200, 260), chosen=DEEP, rejected=NEAR)
-    report = learn(home, random_base, replace(PROMPT, rules=("Answer in JSON.",)))
     with closing(connect(Home.open(home), readonly=True)) as connection:
         other = replace(told, revision_id="rev-000099-0123456789ab", manifest={
             **told.manifest, "instructions": "Another."})  # fmt: skip
         assert taken_back_before(connection, other, ()) is None
         same = replace(told, revision_id="rev-000099-0123456789ab")
         assert "was rolled back" in (taken_back_before(connection, same, ()) or "")
-    assert report.verdict in ("promoted", "refused", "insufficient")
 
 
 def test_forgetting_who_compared_taints_rules_that_were_chosen_and_no_weights_below(

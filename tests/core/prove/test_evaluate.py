@@ -148,16 +148,16 @@ def test_probes_leave_room_for_an_answer(narrow, pair_of):
     assert max(lengths[0], len(without_a_turn.prompt)) <= 64 < min(lengths[1:])
     probes = choose_probes(narrow, rows, limit=64, seed=0)
     asked = [rows[0].prompt, without_a_turn.prompt, rows[2].prompt]
-    assert sorted(probes.prompts) == sorted(asked)
+    assert sorted(probes.prompts_of(narrow, "live")) == sorted(asked)
     assert probes.notes == (
         "2 of 3 prompts leave no room for an answer of 64 tokens in the model's 128 positions: 1 "
         "were asked without their oldest turns, and the answers to 1 are cut where the positions "
         "end",
     )
-    found = generations(narrow, "candidate", probes.prompts, limit=64)
+    found = generations(narrow, "candidate", probes.prompts_of(narrow, "candidate"), limit=64)
     assert found.mean_length == (64 + 64 + NARROW - lengths[2]) / 3, "this model never ends"
     assert found.endless == 2, "where the positions end is not where the answer would"
-    assert choose_probes(narrow, rows[:1], limit=64, seed=0).prompts == [rows[0].prompt]
+    assert choose_probes(narrow, rows[:1], limit=64, seed=0).asked == [rows[0]]
     assert choose_probes(narrow, rows[:1], limit=64, seed=0).notes == ()
 
 
