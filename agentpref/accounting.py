@@ -48,13 +48,18 @@ def take_stock(
 def count(**groups: Sequence[Listed]) -> dict[str, int]:
     """Count groups of examples: those with completions to compare, and lone thumbs beside them.
 
+    Decisions of conversations are counted where there are any.
+
     >>> count(new=())
     {'new': 0, 'new_thumbs': 0}
     """
     counts: dict[str, int] = {}
     for name, examples in groups.items():
-        thumbs = sum(example.lone for example in examples)
-        counts |= {name: len(examples) - thumbs, f"{name}_thumbs": thumbs}
+        decisions = sum(example.origin == "decision" for example in examples)
+        thumbs = sum(example.lone for example in examples) - decisions
+        counts |= {name: len(examples) - thumbs - decisions, f"{name}_thumbs": thumbs}
+        if decisions:
+            counts[f"{name}_decisions"] = decisions
     return counts
 
 

@@ -23,7 +23,7 @@ from pydantic.dataclasses import dataclass
 from agentpref import plugins
 from agentpref.errors import ConfigError
 from agentpref.settings import LARGEST, STRICT, OneOf, fields_of, group, refuse_idle, setting
-from agentpref.types import HELD_OUT, LORA_RANKS
+from agentpref.types import HELD_OUT, LORA_RANKS, THUMBS
 
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "4bit"]
 """The number format in which a base model is held."""
@@ -152,6 +152,46 @@ class CommentSettings:
     size: int = setting(64, "how many comments to learn from, the newest first", ge=1)
 
 
+@group("offline.")
+@dataclass(config=STRICT, frozen=True, slots=True, kw_only=True)
+class OfflineSettings:
+    """What logged conversations earned, and what an offline ``method`` makes of it."""
+
+    rewards: dict[str, float] = setting(
+        {THUMBS: 1.0}, "keys of feedback whose scores are rewards, with their weights"
+    )
+    cost: float = setting(0.0, "what each answer costs")
+    tool_error: float = setting(0.0, "what an answer costs whose tool failed")
+    gamma: float = setting(0.99, "discount of each later answer", gt=0, le=1)
+    conversations: int = setting(2000, "read at most so many conversations, the newest", ge=1)
+    share: float = setting(0.2, "share of the best conversations to imitate", gt=0, le=1)
+    temperature: float = setting(
+        0.1, "how sharply better answers weigh more, in standard deviations of the returns", gt=0
+    )
+    expectile: float = setting(
+        0.8, "how far the value of a state leans to its best answers", ge=0.5, lt=1
+    )
+    draws: int = setting(4, "answers to draw from live at each state", ge=1, le=64)
+    support: float = setting(
+        0.3, "least probability of a token, relative to live's likeliest answer", gt=0, le=1
+    )
+    conservatism: float = setting(
+        0.3, "weight α of what pushes down the values of what the log does not show", ge=0
+    )
+
+
+OF_REWARDS = frozenset({"rewards", "cost", "tool_error", "gamma", "conversations"})
+"""The settings of the group ``offline`` that every method reads."""
+
+PREFERENCES = "preferences"
+"""The method of an update that learns from judgements, and reads no conversation."""
+
+
+def methods() -> tuple[str, ...]:
+    """What ``method`` may be: preferences, or a registered method of offline learning."""
+    return (PREFERENCES, *plugins.names(plugins.METHODS))
+
+
 @group("replay.", switch="minimum")
 @dataclass(config=STRICT, frozen=True, slots=True, kw_only=True)
 class ReplaySettings:
@@ -263,6 +303,11 @@ class UpdateConfig:
         "training do nothing); or an adapter, and the report says whether instructions do as well "
         "(both)",
     )
+    method: Annotated[str, OneOf(methods)] = setting(
+        PREFERENCES,
+        "what is learned from: judgements (preferences), or what whole conversations earned, by a "
+        "registered method: see offline-rl.md",
+    )
     rules: tuple[Annotated[str, Field(pattern=r"\S", max_length=2000)], ...] = setting(
         (), "instructions of your own to prove; none: those that the comparisons show", strict=False
     )
@@ -272,6 +317,7 @@ class UpdateConfig:
     kl: KLSettings = KLSettings()
     anchor: AnchorSettings = AnchorSettings()
     comments: CommentSettings = CommentSettings()
+    offline: OfflineSettings = OfflineSettings()
     replay: ReplaySettings = ReplaySettings()
     gate: GateSettings = GateSettings()
 
@@ -282,6 +328,18 @@ class UpdateConfig:
             )
         if self.arm == "adapter":
             refuse_idle(self, "rules", "arm is 'adapter'", "leave it out, or set arm to 'prompt'")
+        self._refuse_what_the_method_does_not_read()
+
+    def _refuse_what_the_method_does_not_read(self) -> None:
+        reads, because = frozenset[str](), f"method is {self.method!r}"
+        if self.method != PREFERENCES:
+            method = plugins.load(plugins.METHODS, self.method)
+            reads = OF_REWARDS | getattr(method, "reads", frozenset[str]())
+            refuse_idle(self, "arm", because, "leave it out: a method trains an adapter")
+        for name in fields_of(OfflineSettings):
+            if name not in reads:
+                cure = "leave it out, or set another method"
+                refuse_idle(self.offline, f"offline.{name}", because, cure)
 
     @classmethod
     def from_mapping(cls, settings: Mapping[str, Any]) -> UpdateConfig:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from agentpref.accounting import account, there, with_account
 from agentpref.aside import with_aside
 from agentpref.attempt import Bench
-from agentpref.config import UpdateConfig
+from agentpref.config import PREFERENCES, UpdateConfig
 from agentpref.groundwork import Groundwork, locked
 from agentpref.home import Home
 from agentpref.instructing import Instructing, beside
@@ -30,6 +30,7 @@ from agentpref.learn.process import Interrupts
 from agentpref.learn.resume import StartedUpdate
 from agentpref.learn.team import Team, assembled
 from agentpref.models.threads import sharing
+from agentpref.offline import Offline
 from agentpref.outcome import Outcome, Wishes
 from agentpref.prefer import ordinary, remarks
 from agentpref.prefer.catalog import Catalog
@@ -129,7 +130,9 @@ def update(
         ):
             ground = (place, connection, model, config, namespace, checks, scorers)
             told = interrupts.reporting(progress)
-            if config.arm == "prompt":
+            if config.method != PREFERENCES:
+                report = Offline(*ground, told, interrupts, trace, wishes).run()
+            elif config.arm == "prompt":
                 report = Instructing(*ground, told, interrupts, trace, wishes).run()
             else:
                 report = _Update(*ground, told, interrupts, trace, wishes, team, stack).run()

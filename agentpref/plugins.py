@@ -1,4 +1,4 @@
-"""Parts that packages register by name: losses, formats, checks, scorers, judges.
+"""Parts that packages register by name: losses, formats, checks, scorers, judges, methods.
 
 A package names an object in the entry-point group of its kind, and a setting or a flag names it
 from then on. Our own parts go through the same door, so ``pyproject.toml`` lists them as a
@@ -24,6 +24,7 @@ FORMATS = "agentpref.formats"
 CHECKS = "agentpref.checks"
 SCORERS = "agentpref.scorers"
 JUDGES = "agentpref.judges"
+METHODS = "agentpref.methods"
 
 
 def names(group: str) -> tuple[str, ...]:

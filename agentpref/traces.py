@@ -125,7 +125,7 @@ class Traces:
 
 
 def read_traces(
-    home: str | Path | None = None,
+    home: Home | str | Path | None = None,
     spec: RewardSpec | None = None,
     *,
     namespace: str = "default",
@@ -135,7 +135,7 @@ def read_traces(
     """Read the conversations of a namespace, those that ended last first.
 
     Args:
-        home: a home folder; ``None`` means ``AGENTPREF_HOME`` or ``./.agentpref``.
+        home: a home or its folder; ``None`` means ``AGENTPREF_HOME`` or ``./.agentpref``.
         spec: what steps earn; by default people's thumbs.
         namespace: whose conversations.
         since: only those that went on from this time on.

@@ -30,13 +30,15 @@ Origin: TypeAlias = Literal[
     "thumb",
     "ordinary",
     "remark",
+    "decision",
 ]
 """What an example is made of; ``thumbs`` are opposed ones on one prompt, ``thumb`` is lone.
 
 ``comment`` is an answer that was revised by a person's comment, and ``critique`` one by a model's;
 a judge prefers the revision. ``judge`` is anything else that a judge said.
 ``ordinary`` is an answer that nobody judged, which a candidate shall go on to give, and ``remark``
-one that somebody commented on: live, told the comment, teaches the candidate.
+one that somebody commented on: live, told the comment, teaches the candidate. ``decision`` is an
+answer in a logged conversation, which an offline method has weighed by what it led to.
 """
 
 Verdict: TypeAlias = Literal[
@@ -240,6 +242,11 @@ class Example:
     def lone(self) -> bool:
         """Whether there is a single judged completion, with nothing to compare it to."""
         return len(self.completions) == 1 and not self.ordinary
+
+    @property
+    def decision(self) -> bool:
+        """Whether it is a decision of a logged conversation, labelled by its advantage."""
+        return self.origin == "decision"
 
     @property
     def ordinary(self) -> bool:

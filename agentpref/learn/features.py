@@ -1,6 +1,7 @@
 """Features of prompts and answers: what a frozen base model makes of them.
 
-Those of a prompt are the mean state of its tokens in the last layer. Those of an answer are the
+Those of a prompt are the mean state of its tokens in the last layer; and, for critics of
+conversations, the state at its end, which the answer begins from. Those of an answer are the
 state of that layer once all of the answer but its end has been read, the mean state over its
 tokens, and the logarithm of its length, which a mean forgets. A base never changes, so features are
 computed once and kept. They are kept in 16 bits, and used as they are kept, so that no score
@@ -38,10 +39,14 @@ class FeatureMemory(Protocol):
 
 
 class Features(NamedTuple):
-    """The features of a prompt, ``[d]``, and of its n answers, ``[n, 2·d + 1]``, in float32."""
+    """The features of a prompt, ``[d]``, and of its n answers, ``[n, 2·d + 1]``, in float32.
+
+    ``turn`` are those at the prompt's end, ``[d]``, where they were asked for.
+    """
 
     prompt: NDArray[Any]
     answers: NDArray[Any]
+    turn: NDArray[Any] | None = None
 
 
 class FeatureReader:
@@ -50,10 +55,13 @@ class FeatureReader:
     Args:
         base: the base model; how it attends may be replaced, see :mod:`agentpref.learn.logps`.
         memory: where features are kept; none unless given.
+        turns: whether to read the ends of prompts, too.
     """
 
-    def __init__(self, base: BaseModel, *, memory: FeatureMemory | None = None) -> None:
-        self._base, self._memory = base, memory
+    def __init__(
+        self, base: BaseModel, *, memory: FeatureMemory | None = None, turns: bool = False
+    ) -> None:
+        self._base, self._memory, self._turns = base, memory, turns
         self._pad = Decoding.of(base).pad
         self._route: Route | None = None
 
@@ -61,7 +69,8 @@ class FeatureReader:
         """The features of each row; ``progress`` is called with ``("features", done, total)``."""
         import numpy as np
 
-        keys = [_keys(row) for row in rows]
+        keys = [_keys(row, turns=self._turns) for row in rows]
+        first = 1 + self._turns  # before it are the prompt's own
         known: dict[str, bytes] = {}
         if self._memory is not None:
             known |= self._memory.find([key for own in keys for key in own])
@@ -83,7 +92,14 @@ class FeatureReader:
         def of(key: str) -> NDArray[Any]:
             return np.frombuffer(known[key], np.float16).astype(np.float32)
 
-        return [Features(of(own[0]), np.stack([of(key) for key in own[1:]])) for own in keys]
+        return [
+            Features(
+                of(own[0]),
+                np.stack([of(key) for key in own[first:]]),
+                of(own[1]) if self._turns else None,
+            )
+            for own in keys
+        ]
 
     def _compute(
         self, rows: Sequence[Sequences]
@@ -100,18 +116,25 @@ class FeatureReader:
         with torch.no_grad():
             for run, batch in logps.passes(model, rows, self._route, self._pad):
                 states = self._route.hidden(model, batch).float()
-                answers = _pooled(states.flatten(0, 1).index_select(0, batch.where), batch)
+                read = states.flatten(0, 1).index_select(0, batch.where)
+                answers, ends = _pooled(read, batch), _starts(read, batch)
                 found = [
                     # The last token of a prompt lies elsewhere where answers share the prompt.
-                    [states[place, : max(1, len(rows[number].prompt) - 1)].mean(0), *answers[place]]
+                    [
+                        states[place, : max(1, len(rows[number].prompt) - 1)].mean(0),
+                        *([ends[place]] if self._turns else []),
+                        *answers[place],
+                    ]
                     for place, number in enumerate(run)
                 ]
                 yield run, [[_packed(vector) for vector in own] for own in found]
 
 
-def _keys(row: Sequences) -> list[str]:
+def _keys(row: Sequences, *, turns: bool) -> list[str]:
     sides = zip(row.completions, row.masks, strict=True)
-    return [sequence_key(row.prompt, ()), *(sequence_key(row.prompt, *side) for side in sides)]
+    prompt = sequence_key(row.prompt, ())
+    ends = [f"{prompt} end"] if turns else []
+    return [prompt, *ends, *(sequence_key(row.prompt, *side) for side in sides)]
 
 
 def _pooled(states: Tensor, batch: Batch) -> Tensor:
@@ -124,6 +147,12 @@ def _pooled(states: Tensor, batch: Batch) -> Tensor:
     last = states[counts.cumsum(0) - 1]  # the tokens of a completion follow one another
     parts = [last, sums / counts[:, None], counts[:, None].float().log1p()]
     return torch.cat(parts, 1).view(batch.n, batch.rows, -1).transpose(0, 1)
+
+
+def _starts(states: Tensor, batch: Batch) -> Tensor:
+    """The state from which the first completion of each row begins, ``[rows, d]``."""
+    counts = batch.owner.bincount(minlength=batch.n * batch.rows)
+    return states[(counts.cumsum(0) - counts)[: batch.rows]]
 
 
 def _packed(vector: Tensor) -> NDArray[Any]:

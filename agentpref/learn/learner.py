@@ -92,7 +92,7 @@ class Learner:
         self._live = None if live is None else live.folder.name
         self._told = {name: text for name, text in (told or {}).items() if text}
         self._caches = caches or {}
-        self._progress: Progress = progress or (lambda stage, done, total: None)
+        self.progress: Progress = progress or (lambda stage, done, total: None)
         self._team = team or Team()
         self._start: adapter.Start = "live"
         self._choice: Choice | None = None
@@ -281,7 +281,7 @@ class Learner:
             if cache is not None:
                 cache.remember(some, found)
             scores.update(zip(run, found, strict=True))
-            self._progress(f"score {policy}", len(scores), len(rows))
+            self.progress(f"score {policy}", len(scores), len(rows))
         return [scores[number] for number in range(len(rows))]
 
     def score_share(self, policy: adapter.Policy, rows: Sequence[EncodedExample]) -> list[Scored]:
@@ -331,7 +331,7 @@ class Learner:
                 found.update(zip(run, map(tuple, batch.spread(read.kl).tolist()), strict=True))
                 if cache is not None:
                     cache.remember(some, logps.scored(some, batch, read.logps))
-                self._progress(f"score {policy}", len(found), len(rows))
+                self.progress(f"score {policy}", len(found), len(rows))
         return [found[number] for number in range(len(rows))]
 
     def scoring_speed(self, rows: Sequence[EncodedExample]) -> float:
@@ -361,7 +361,9 @@ class Learner:
         others are those of :func:`~agentpref.learn.trainer.train`.
         """
         judged = [row for row in rows if not row.example.ordinary]
-        references = self.score("base", judged)
+        said = [row for row in judged if not row.example.decision]
+        known = iter(self.score("base", said))  # decisions are compared with nothing
+        references = [(0.0,) if row.example.decision else next(known) for row in judged]
         losses = Losses(self.config, [row.example for row in judged], self._live)
         live: Sequence[Logps | None] = [None] * len(judged)
         if losses.needs_live:
@@ -419,16 +421,16 @@ class Learner:
         Afterwards it is what it was, bit for bit. Progress is told as that of ``what``.
         """
         kept = adapter.weights(self._model)
-        caches, reached, progress = self._caches, self.reached, self._progress
+        caches, reached, progress = self._caches, self.reached, self.progress
         told = self._told
         self._caches = {name: cache for name, cache in caches.items() if name != "candidate"}
-        self._progress = lambda stage, done, total: progress(f"{what}: {stage}", done, total)
+        self.progress = lambda stage, done, total: progress(f"{what}: {stage}", done, total)
         try:
             adapter.restart(self._model, start, seed=self.config.seed)
             yield
         finally:
             adapter.set_weights(self._model, kept)
-            self._caches, self.reached, self._progress = caches, reached, progress
+            self._caches, self.reached, self.progress = caches, reached, progress
             self._told = told
 
     def _leash(self, rows: Sequence[EncodedExample]) -> Leash:
@@ -463,7 +465,7 @@ class Learner:
             epochs=epochs,
             live=self._live,
             leash=leash,
-            progress=lambda done, total: self._progress("train", done, total),
+            progress=lambda done, total: self.progress("train", done, total),
             observe=observe,
             identity={"numbers": self.base.numbers},
             checkpoint=checkpoint,

@@ -21,6 +21,7 @@ from agentpref.learn.batch import Batch, chunks
 from agentpref.learn.encode import EncodedExample
 from agentpref.learn.logps import Choice, Logps
 from agentpref.learn.losses import Loss, LossInputs, LossOutput, load_loss
+from agentpref.learn.losses.cloning import Cloning
 from agentpref.learn.losses.pairwise import nll_anchor
 from agentpref.learn.team import Team
 from agentpref.types import BASE, Example
@@ -287,8 +288,13 @@ class Objective:
             return self._route.states(frozen, batch)
 
 
+_CLONING = "cloning"
+
+
 class Losses:
-    """The two losses of a run: ``loss.kind`` compares completions, ``thumbs.kind`` takes lone ones.
+    """The losses of a run: ``loss.kind`` compares completions, and ``thumbs.kind`` takes lone ones.
+
+    Decisions of conversations, which an offline method has weighed, are cloned.
 
     Args:
         config: the settings of the update.
@@ -297,21 +303,23 @@ class Losses:
     """
 
     def __init__(self, config: UpdateConfig, examples: Sequence[Example], live: str | None) -> None:
-        self._names = {False: config.loss.kind, True: config.thumbs.kind}
-        self._by_lone: dict[bool, Loss] = {
-            lone: load_loss(name)(config, examples, live or BASE)
-            for lone, name in self._names.items()
+        said = [example for example in examples if not example.decision]
+        kinds = dict.fromkeys((config.loss.kind, config.thumbs.kind))
+        self._pairs, self._thumbs = config.loss.kind, config.thumbs.kind
+        self._losses: dict[str, Loss] = {
+            name: load_loss(name)(config, said, live or BASE) for name in kinds
         }
+        self._losses[_CLONING] = Cloning(config, [], live or BASE)
 
     @property
     def needs_collision(self) -> bool:
         """Whether a loss reads log Σ_v π_θ(v)²."""
-        return any(loss.needs_collision for loss in self._by_lone.values())
+        return any(loss.needs_collision for loss in self._losses.values())
 
     @property
     def needs_live(self) -> bool:
         """Whether a loss reads log-probs of the live policy."""
-        return any(loss.needs_live for loss in self._by_lone.values())
+        return any(loss.needs_live for loss in self._losses.values())
 
     def __call__(
         self,
@@ -328,13 +336,13 @@ class Losses:
         import torch
 
         reference = logps.new_tensor([row.reference for row in rows])
-        lone = [row.encoded.example.lone for row in rows]
+        kinds = [self._kind(row.encoded.example) for row in rows]
         loss, margin = logps.new_zeros(len(rows)), logps.new_zeros(len(rows))
-        for kind in sorted(set(lone)):
-            numbers = [number for number, own in enumerate(lone) if own is kind]
+        for kind in (name for name in self._losses if name in kinds):
+            numbers = [number for number, own in enumerate(kinds) if own == kind]
             examples = [rows[number].encoded.example for number in numbers]
             live = None
-            if self._by_lone[kind].needs_live:
+            if self._losses[kind].needs_live:
                 live = logps.new_tensor([rows[number].live for number in numbers])
             at = torch.tensor(numbers, device=logps.device)
             own = slice(None, len(examples[0].completions))
@@ -345,37 +353,43 @@ class Losses:
                 lengths[at][:, own],
                 live=None if live is None else live[:, own],
                 collision=None if collision is None else collision[at][:, own],
-                mismatched=(logps - reference).detach()[at, -1] if kind else None,
+                mismatched=(logps - reference).detach()[at, -1] if examples[0].lone else None,
             )
-            output = self._by_lone[kind](inputs)
+            output = self._losses[kind](inputs)
             loss = loss.index_copy(0, at, output.loss)
             margin = margin.index_copy(0, at, output.margin)
         return LossOutput(loss, margin)
 
+    def _kind(self, example: Example) -> str:
+        """The name of the loss of an example."""
+        if example.decision:
+            return _CLONING
+        return self._thumbs if example.lone else self._pairs
+
     def seen(self) -> list[float]:
-        """What both losses gathered since the last batch ended."""
-        return [number for loss in self._by_lone.values() for number in loss.seen()]
+        """What the losses gathered since the last batch ended."""
+        return [number for loss in self._losses.values() for number in loss.seen()]
 
     def end_batch(self, seen: Sequence[float]) -> None:
         """Give each loss its part of what all processes have seen."""
         numbers = list(seen)
-        for loss in self._by_lone.values():
+        for loss in self._losses.values():
             size = len(loss.seen())
             loss.end_batch(numbers[:size])
             numbers = numbers[size:]
 
     def state(self) -> dict[str, float]:
-        """The states of both losses, by name."""
+        """The states of the losses, by name."""
         return {
-            f"{self._names[lone]}.{key}": value
-            for lone, loss in self._by_lone.items()
+            f"{name}.{key}": value
+            for name, loss in self._losses.items()
             for key, value in loss.state().items()
         }
 
     def restore(self, state: Mapping[str, float]) -> None:
         """Continue from a state."""
-        for lone, loss in self._by_lone.items():
-            prefix = f"{self._names[lone]}."
+        for name, loss in self._losses.items():
+            prefix = f"{name}."
             own = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
             loss.restore(own)
 

@@ -86,6 +86,28 @@ class OrdinaryEvidence:
 
 
 @dataclass(frozen=True, slots=True)
+class ValueEvidence:
+    """What held-out conversations earn with live's answers and with the candidate's.
+
+    ``error`` is the standard error of ``candidate`` less ``live``, over conversations.
+    ``unsupported`` and ``unsupported_live`` are the shares of what the candidate and live say that
+    are like no logged answer, so that the log does not tell what they earn.
+    """
+
+    live: float
+    candidate: float
+    error: float
+    conversations: int
+    unsupported: float = 0.0
+    unsupported_live: float = 0.0
+
+    @property
+    def gain(self) -> float:
+        """What the candidate earns more."""
+        return self.candidate - self.live
+
+
+@dataclass(frozen=True, slots=True)
 class UserCheckResult:
     """The result of one of the user's own checks."""
 
@@ -161,8 +183,9 @@ class Evidence:
     by a model that had not seen it, and ``to_cross_fit`` how many prompts of these there will be if
     it takes them to decide. ``comparisons`` counts all new examples, trained and held out.
 
-    ``cut_short`` says whether a limit of time stopped the training. ``notes`` say what a reader
-    should know of how it was gathered.
+    ``value`` is what conversations earn, where these trained the candidate: then a gain is one in
+    that. ``cut_short`` says whether a limit of time stopped the training. ``notes`` say what a
+    reader should know of how it was gathered.
     """
 
     new: Paired
@@ -195,3 +218,4 @@ class Evidence:
     cross_fitted: Paired = field(default_factory=Paired)
     to_cross_fit: int = 0
     comparisons: int = 0
+    value: ValueEvidence | None = None

@@ -7,7 +7,7 @@ scoring and generating happen in ``evaluate.py``.
 from __future__ import annotations
 
 from agentpref.config import GateSettings
-from agentpref.prove import behaviour, gain, ordinary, retention
+from agentpref.prove import behaviour, gain, ordinary, retention, value
 from agentpref.prove.evidence import Evidence
 from agentpref.prove.results import CheckResult, GateResult
 from agentpref.prove.written import WRITTEN, has_room
@@ -28,7 +28,13 @@ def judge(evidence: Evidence, settings: GateSettings | None = None, *, seed: int
         UpdateError: for a retention stratum without pairs.
     """
     s = settings or GateSettings()
-    found = gain.weigh(evidence, s)
+    found: gain.Gain | value.ValueGain
+    if evidence.value is None:
+        found = gain.weigh(evidence, s)
+        better = gain.gain(evidence, found, s, seed)
+    else:
+        found = value.weigh(evidence.value, evidence.looks, s)
+        better = value.check(evidence.value, found, s)
     guards = (
         *retention.retention(evidence.retention, s, seed),
         *retention.people(evidence.people, s),
@@ -51,5 +57,4 @@ def judge(evidence: Evidence, settings: GateSettings | None = None, *, seed: int
     if evidence.known and only_gain:
         is_open = has_room(evidence) or evidence.untold
         verdict = "insufficient" if is_open else "nothing_to_gain"
-    better = gain.gain(evidence, found, s, seed)
     return GateResult(verdict, (better, *guards), found.to_mapping(), found.refuted)

@@ -159,6 +159,29 @@ class Updates:
         """Return the ids of the pairs, held-out ones too, that its line learned or knew."""
         return self._pairs_of_line(revision, "new", "held_out", "known")
 
+    def valued_by(self, revision: str | None) -> set[str]:
+        """Return those too that decided what others weighed when one of its line was trained."""
+        return self._pairs_of_line(revision, "new", "held_out", "known", "anchor")
+
+    def by_method(
+        self, namespace: str, parent: str | None, method: str
+    ) -> list[tuple[str, dict[str, Any], set[str]]]:
+        """The last update of a parent by an offline method: id, report, and ids that it used.
+
+        The list is empty if there was none.
+        """
+        rows = self._connection.execute(
+            "SELECT update_id, report FROM updates WHERE namespace = ? AND parent IS ?"
+            " AND json_extract(report, '$.config.method') = ? AND verdict <> 'promoted'"
+            " ORDER BY created_at DESC, update_id DESC LIMIT 1",
+            (namespace, parent, method),
+        ).fetchall()
+        return [(name, orjson.loads(report), self._used(name)) for name, report in rows]
+
+    def _used(self, update_id: str) -> set[str]:
+        query = "SELECT pair_id FROM update_pair WHERE update_id = ? AND role <> 'waiting'"
+        return {pair for (pair,) in self._connection.execute(query, (update_id,))}
+
     def tried_by(self, revision: str) -> set[str]:
         """Return those too that it or an ancestor tried to learn, and could not use."""
         return self._pairs_of_line(revision, "new", "held_out", "known", "left_out")

@@ -101,9 +101,11 @@ class RewardModel:
             return []
         with self._lock:
             (features,) = self._reader.read([self._encoded(messages, answers, tools)])
-        several = len(answers) > 1
-        rewards = self.heads.rewards(*features, length_controlled=length_controlled and several)
-        if several:
+        controlled = length_controlled and len(answers) > 1
+        rewards = self.heads.rewards(
+            features.prompt, features.answers, length_controlled=controlled
+        )
+        if len(answers) > 1:
             rewards = rewards - rewards.mean(0)
         return [Score(float(np.mean(own)), float(np.var(own))) for own in rewards]
 

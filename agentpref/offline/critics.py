@@ -1,0 +1,273 @@
+"""Values of conversations, fitted on logged decisions: how good a state is, and an answer in it.
+
+Both are linear in what the frozen base model makes of a state and of an answer in it
+(:mod:`agentpref.learn.features`), and each fit is a ridge regression, so a critic takes seconds and
+is the same each time. The penalty does more than steady it: two conversations that came to the same
+point by different ways have different states, and only what both have in common carries the value
+of the one's end to the other's beginning. With a penalty of 1e-3 it does, and with 1e-5 the critic
+tells all histories apart and stitches nothing (docs/LOG.md has the measurement).
+
+The arrays are over n decisions, of S states, with C answers that were given or may be given there.
+Pure functions of arrays; numpy and scipy are imported when one is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Numbers = NDArray[Any]
+
+RIDGE = 1e-3
+"""The penalty of each regression, in units of the mean square of its standardised columns."""
+
+_SWEEPS, _CLOSE = 200, 1e-4
+_REWEIGHINGS = 20
+_UNTAUGHT = 0.02  # what an answer counts that nobody imitates: training starts from live
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    """What was logged, as arrays.
+
+    Attributes:
+        turn: what the base makes of each state, at the end of its last turn, ``[S, d]``.
+        answer: and of each answer after it, ``[C, D]``.
+        of: the state of each answer, ``[C]``.
+        drawn: which answers were drawn from live and not logged, ``[C]``.
+        likely: the mean log-probability of a token of each answer under live; NaN if not known.
+        state: of each decision, ``[n]``.
+        taken: the answer that was given, ``[n]``.
+        reward: what it earned at once, ``[n]``.
+        after: the number of the decision after it, ``[n]``; −1 where the conversation ended.
+        weight: how much it counts, ``[n]``: 1, or less where conversations share it.
+        trace: the number of its conversation, ``[n]``.
+        gamma: the discount of each later decision.
+    """
+
+    turn: Numbers
+    answer: Numbers
+    of: Numbers
+    drawn: Numbers
+    likely: Numbers
+    state: Numbers
+    taken: Numbers
+    reward: Numbers
+    after: Numbers
+    weight: Numbers
+    trace: Numbers
+    gamma: float
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+    @property
+    def done(self) -> Numbers:
+        """Whether the conversation ended, ``[n]``."""
+        return self.after < 0
+
+    @property
+    def begins(self) -> Numbers:
+        """Whether the conversation begins with it, ``[n]``."""
+        import numpy as np
+
+        led_to = np.zeros(len(self), bool)
+        led_to[self.after[~self.done]] = True
+        return ~led_to
+
+    def returns(self) -> Numbers:
+        """The discounted rewards from each decision on, ``[n]``."""
+        import numpy as np
+
+        found = np.zeros(len(self))
+        for number in range(len(self) - 1, -1, -1):  # what follows has a higher number
+            rest = self.gamma * found[self.after[number]] if self.after[number] >= 0 else 0.0
+            found[number] = self.reward[number] + rest
+        return found
+
+    def totals(self) -> Numbers:
+        """The return of each decision's whole conversation, ``[n]``."""
+        import numpy as np
+
+        found = np.zeros(int(self.trace.max()) + 1 if len(self) else 0)
+        begins = self.begins
+        found[self.trace[begins]] = self.returns()[begins]
+        whole: Numbers = found[self.trace]
+        return whole
+
+    def next_values(self, values: Numbers) -> Numbers:
+        """γ times the values of the states that follow, ``[n]``, given those of all ``[S]``."""
+        import numpy as np
+
+        following = values[self.state[np.maximum(self.after, 0)]]
+        return np.where(self.done, 0.0, self.gamma * following)
+
+    def resampled(self, counts: Numbers) -> Decisions:
+        """The same, in which each conversation counts so many times."""
+        return replace(self, weight=self.weight * counts[self.trace])
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """Standardised columns, and one of ones: what a linear critic reads."""
+
+    mean: Numbers
+    size: Numbers
+
+    @classmethod
+    def of(cls, values: Numbers) -> Basis:
+        """Of some features, ``[m, d]``."""
+        import numpy as np
+
+        mean = values.mean(0)
+        size = np.sqrt(np.square(values - mean).mean(0))
+        return cls(mean, np.where(size > 1e-6, size, np.inf))
+
+    def __call__(self, values: Numbers) -> Numbers:
+        """The columns of other features of the same kind, ``[m, d + 1]``, in float64."""
+        import numpy as np
+
+        scaled = (values.astype(np.float64) - self.mean) / self.size / np.sqrt(values.shape[1])
+        return np.concatenate([scaled, np.ones((len(values), 1))], 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Critic:
+    """The columns of states ``[S, ·]`` and answers ``[C, ·]``, and fits on them.
+
+    ``answers`` and ``states`` are the bases, which read other conversations as well.
+    """
+
+    data: Decisions
+    states: Basis
+    answers: Basis
+    psi: Numbers = field(repr=False)
+    phi: Numbers = field(repr=False)
+
+    @classmethod
+    def on(cls, data: Decisions) -> Critic:
+        """A critic that reads some decisions."""
+        states, answers = Basis.of(data.turn), Basis.of(data.answer)
+        return cls(data, states, answers, states(data.turn), answers(data.answer))
+
+    def fit(self, columns: Numbers, target: Numbers, weight: Numbers) -> Numbers:
+        """Ridge regression of a target, ``[m]`` or ``[m, k]``, on columns: the coefficients."""
+        import numpy as np
+
+        weighed = columns * weight[:, None]
+        penalty = RIDGE * weight.sum() * np.identity(columns.shape[1])
+        solved: Numbers = np.linalg.solve(weighed.T @ columns + penalty, weighed.T @ target)
+        return solved
+
+    def regression(self, weight: Numbers) -> Numbers:
+        """The matrix that makes of any target, ``[n]``, the coefficients of Q: ``[·, n]``."""
+        import numpy as np
+
+        rows = self.phi[self.data.taken]
+        weighed = rows * weight[:, None]
+        penalty = RIDGE * weight.sum() * np.identity(rows.shape[1])
+        found: Numbers = np.linalg.solve(weighed.T @ rows + penalty, weighed.T)
+        return found
+
+    def q(self, target: Callable[[Numbers], Numbers], value: Callable[[Numbers], Numbers]) -> Fit:
+        """Sweep Q(s, a) ← ``target`` of V, and V ← ``value`` of Q, until neither changes.
+
+        Args:
+            target: what each decision comes to, ``[n]``, given the values of all states, ``[S]``.
+            value: the values of the states, given those of all answers, ``[C]``.
+        """
+        import numpy as np
+
+        regress, close = self.regression(self.data.weight), _CLOSE * np.ptp(self.data.returns())
+        values, theta = np.zeros(len(self.data.turn)), np.zeros(self.phi.shape[1])
+        for _ in range(_SWEEPS):
+            theta = regress @ target(values)
+            before, values = values, value(self.phi @ theta)
+            if np.abs(values - before).max() <= close:
+                break
+        return Fit(theta, self.phi @ theta, values)
+
+
+class Fit(NamedTuple):
+    """Coefficients of Q, and the values of the answers, ``[C]``, and of the states, ``[S]``."""
+
+    theta: Numbers
+    answers: Numbers
+    states: Numbers
+
+
+def expectile(critic: Critic, target: Numbers, weight: Numbers, tau: float) -> Numbers:
+    """The τ-expectile of a target, ``[n]``, at each state: coefficients on the states' columns.
+
+    Asymmetric least squares (Newey & Powell 1987), by reweighing until the signs stay.
+    """
+    import numpy as np
+
+    rows = critic.psi[critic.data.state]
+    above = np.ones(len(target), bool)
+    theta = critic.fit(rows, target, weight)
+    for _ in range(_REWEIGHINGS):
+        before, above = above, target > rows @ theta
+        if (above == before).all():
+            break
+        theta = critic.fit(rows, target, weight * np.where(above, tau, 1 - tau))
+    return theta
+
+
+def largest_by_state(data: Decisions, values: Numbers, allowed: Numbers | None = None) -> Numbers:
+    """The number of the best answer at each state, ``[S]``, by values ``[C]``.
+
+    Where no answer is ``allowed``, all are.
+    """
+    import numpy as np
+
+    ranked = np.where(allowed, values, -np.inf) if allowed is not None else values
+    order = np.lexsort((ranked, data.of))  # the last of a state is its best
+    last = np.flatnonzero(np.diff(np.append(data.of[order], -1)))
+    best = np.zeros(len(data.turn), int)
+    best[data.of[order[last]]] = order[last]
+    return best
+
+
+def planned(critic: Critic, next_answers: Numbers, weight: Numbers | None = None) -> float:
+    """What a policy would earn from where conversations began, by fitted Q-evaluation (1903.08738).
+
+    Args:
+        critic: reads the decisions that are logged.
+        next_answers: the mean columns of what the policy says at each state, ``[S, ·]``.
+        weight: of each decision, ``[n]``; by default its own.
+    """
+    import numpy as np
+
+    data, weight = critic.data, critic.data.weight if weight is None else weight
+    begins, returns = data.begins, data.returns()
+    # No conversation is worth more than twice what any was: few of them are no ground for more.
+    low, high = returns.min(), returns.max()
+    low, high = low - (high - low), high + (high - low)
+    regress = critic.regression(weight)
+    values = np.zeros(len(data.turn))
+    for _ in range(_SWEEPS):  # what is put together may be longer than all that was logged
+        theta = regress @ (data.reward + data.next_values(values))
+        before, values = values, (next_answers @ theta).clip(low, high)
+        if np.abs(values - before).max() <= _CLOSE * (high - low):
+            break
+    first = values[data.state[begins]]
+    return float(np.average(first, weights=weight[begins]))
+
+
+def answers_of(critic: Critic, weights: Numbers) -> Numbers:
+    """The mean columns of answers at each state, ``[S, ·]``, of a policy that weighs decisions.
+
+    It does at a state what was done at states like it, as often as the weights ``[n]`` say; where
+    they say next to nothing, it does what was done.
+    """
+    data = critic.data
+    floor = _UNTAUGHT * float(weights.mean())
+    some = data.weight * (weights + floor)
+    theta = critic.fit(critic.psi[data.state], critic.phi[data.taken], some)
+    found: Numbers = critic.psi @ theta
+    return found

@@ -1,0 +1,94 @@
+"""Methods of offline reinforcement learning: from logged decisions to answers to imitate.
+
+Each method is one file and registers by name (entry point group ``agentpref.methods``), so a new
+one is one new file, here or in another package. It values decisions with a critic
+(:mod:`agentpref.offline.critics`), and says how much of each logged answer to imitate, or which
+answer at each state. Training is the same for all: the log-likelihood of these answers, beside
+replay, within the KL penalty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+
+from agentpref import plugins
+from agentpref.errors import ConfigError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from agentpref.config import OfflineSettings
+    from agentpref.offline.critics import Critic, Decisions
+
+    Numbers = NDArray[Any]
+
+MOST_WEIGHT = 20.0
+"""No decision weighs more than this (AWR: 1910.00177, section 4)."""
+
+
+class Lesson(NamedTuple):
+    """What a method makes of logged decisions.
+
+    Attributes:
+        weights: how much of each logged answer to imitate, ``[n]``.
+        choice: the answer to imitate at each state instead, ``[S]``; ``None`` for the logged ones.
+        advantage: how much better than usual each answer of other decisions was, ``[n]``.
+    """
+
+    weights: Numbers
+    choice: Numbers | None
+    advantage: Callable[[Decisions], Numbers]
+
+
+class Method:
+    """The base of every method.
+
+    Args:
+        settings: the group ``offline`` of the settings of an update.
+    """
+
+    reads: ClassVar[frozenset[str]] = frozenset()
+    """The settings of the group ``offline`` that the method reads beside those of the rewards."""
+
+    draws: ClassVar[bool] = False
+    """Whether it compares answers that live would give with the logged ones."""
+
+    def __init__(self, settings: OfflineSettings) -> None:
+        self.settings = settings
+
+    def __call__(self, critic: Critic) -> Lesson:
+        """Value the decisions that the critic reads."""
+        raise NotImplementedError
+
+
+def exponential(advantage: Numbers, returns: Numbers, temperature: float) -> Numbers:
+    """exp(A/T), at most :data:`MOST_WEIGHT`, where T is in standard deviations of the returns.
+
+    So the temperature means the same whatever the scale of the rewards is.
+    """
+    import numpy as np
+
+    scale = temperature * max(float(returns.std()), 1e-9)
+    return np.exp(np.minimum(advantage / scale, np.log(MOST_WEIGHT)))
+
+
+def by_value(data: Decisions, values: Numbers, states: Numbers) -> Numbers:
+    """Q(s, a) − V(s) of each decision, ``[n]``, given the values of answers and of states."""
+    found: Numbers = values[data.taken] - states[data.state]
+    return found
+
+
+def load_method(name: str) -> type[Method]:
+    """The method that is registered under a name.
+
+    Raises:
+        ConfigError: no method has that name, its package cannot be imported, or it is none.
+    """
+    method = plugins.load(plugins.METHODS, name)
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        raise ConfigError(
+            f"{name!r} of {plugins.METHODS} is {method!r}, but must be a subclass of Method; "
+            "repair or uninstall the package that offers it"
+        )
+    return method

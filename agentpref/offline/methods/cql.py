@@ -1,0 +1,84 @@
+"""Conservative Q-learning (2006.04779): what the log does not show is worth less.
+
+Q is fitted as ever, and beside it pushed down on all answers of a state together, those that live
+would give too, and up on the one that was given:
+
+    min_Q  ½·E[(Q(s, a) − r − γ·max_a' Q(s', a'))²] + α·E[log Σ_a' exp Q(s, a') − Q(s, a)]
+
+So an answer must earn its value in the log. The best by Q at each state is imitated.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from agentpref.offline.critics import RIDGE, largest_by_state
+from agentpref.offline.methods import Lesson, Method, by_value
+
+if TYPE_CHECKING:
+    from agentpref.offline.critics import Critic, Decisions
+    from agentpref.offline.methods import Numbers
+
+_SWEEPS, _CLOSE, _STEPS = 60, 1e-3, 50
+
+
+class CQL(Method):
+    """Imitate the answer with the largest conservative Q at each state."""
+
+    reads = frozenset({"draws", "conservatism"})
+    draws = True
+
+    def __call__(self, critic: Critic) -> Lesson:
+        """Sweep the conservative fit with the best answer's value as the state's."""
+        import numpy as np
+
+        data, theta = critic.data, np.zeros(critic.phi.shape[1])
+        best = np.zeros(len(data.turn))
+        for _ in range(_SWEEPS):
+            target = data.reward + data.next_values(best)
+            theta = _conservative(critic, target, self.settings.conservatism, theta)
+            answers = critic.phi @ theta
+            before, best = best, answers[largest_by_state(data, answers)]
+            if np.abs(best - before).max() < _CLOSE:
+                break
+        answers = critic.phi @ theta
+        usual = critic.fit(critic.psi[data.state], answers[data.taken], data.weight)
+
+        def advantage(other: Decisions) -> Numbers:
+            found = critic.answers(other.answer) @ theta
+            return by_value(other, found, critic.states(other.turn) @ usual)
+
+        return Lesson(np.ones(len(data)), largest_by_state(data, answers), advantage)
+
+
+def _conservative(critic: Critic, target: Numbers, alpha: float, start: Numbers) -> Numbers:
+    """The coefficients of the conservative fit to one target; the problem is convex."""
+    import numpy as np
+
+    from agentpref.prove.bootstrap import scipy
+
+    data, phi = critic.data, critic.phi
+    # Equal decisions count together: what matters of them are sums by answer, and by state.
+    weight = data.weight / data.weight.sum()
+    count = np.bincount(data.taken, weight, len(phi))
+    mean = np.bincount(data.taken, weight * target, len(phi))
+    by_state = np.bincount(data.state, weight, len(data.turn))
+
+    def objective(theta: Numbers) -> tuple[float, Numbers]:
+        q = phi @ theta
+        top = np.full(len(data.turn), -np.inf)
+        np.maximum.at(top, data.of, q)
+        mass = np.exp(q - top[data.of])
+        total = np.bincount(data.of, mass, len(data.turn))
+        soft = mass / total[data.of]
+        loss = 0.5 * (count * q * q).sum() - (mean * q).sum()
+        loss += alpha * ((by_state * (np.log(total) + top)).sum() - (count * q).sum())
+        slope = count * q - mean + alpha * (by_state[data.of] * soft - count)
+        penalty = 0.5 * RIDGE * theta @ theta
+        return float(loss + penalty), phi.T @ slope + RIDGE * theta
+
+    found = scipy("optimize").minimize(
+        objective, start, jac=True, method="L-BFGS-B", options={"maxiter": _STEPS}
+    )
+    solved: Numbers = found.x
+    return solved

@@ -1,0 +1,106 @@
+"""The check on conversations: what would they earn with the candidate, and with live?
+
+Each policy is asked what it would say at every state of some held-out conversations, and fitted
+Q-evaluation says what that is worth from where they began (:mod:`agentpref.prove.ope.traces`).
+These conversations trained nothing, and the intervals are over them. Where a policy
+would say what is like nothing in the log, the log does not tell, and no number is said.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from statistics import NormalDist
+
+from agentpref.config import GateSettings
+from agentpref.prove.evidence import ValueEvidence
+from agentpref.prove.gain import NAME, State, odds
+from agentpref.prove.results import CheckResult, dot
+from agentpref.prove.signs import allowed
+
+FEWEST = 20
+"""With fewer held-out conversations nothing is said."""
+
+MOST_UNSUPPORTED = 0.1
+"""At so much that is like no logged answer, the log does not tell what a policy earns."""
+
+_LIKELY = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class ValueGain:
+    """What the evidence says of a gain in value; as :class:`agentpref.prove.gain.Gain`."""
+
+    state: State
+    chance: float
+    needed: float
+    look: int
+    counts: bool
+    likely: bool
+    why: str = ""
+
+    @property
+    def refuted(self) -> bool:
+        """Whether a loss is proven."""
+        return self.state == "loss"
+
+    def to_mapping(self) -> dict[str, float | None]:
+        """The numbers for reports."""
+        return {
+            "chance": self.chance,
+            "needed": self.needed,
+            "look": self.look,
+            "look_counts": self.counts,
+            "likely": self.likely,
+            "comparisons_needed": None,
+        }
+
+
+def weigh(found: ValueEvidence, looks: int, s: GateSettings) -> ValueGain:
+    """Decide on the gain: by the difference of the two values, against its standard error."""
+    look, risk = looks + 1, 1 - s.confidence
+    needed, why = allowed(look, risk), refusal(found)
+    if why:
+        return ValueGain("open", 1.0, needed, looks, False, False, why)
+    z = found.gain / found.error if found.error else math.copysign(math.inf, found.gain or -1.0)
+    chance = NormalDist().cdf(-z)
+    state: State = "open"
+    if chance <= needed:
+        state = "proven"
+    elif NormalDist().cdf(z) <= risk:
+        state = "loss"
+    return ValueGain(state, chance, needed, look, True, chance <= allowed(look, _LIKELY))
+
+
+def refusal(found: ValueEvidence) -> str:
+    """Why the log does not tell what the candidate is worth; empty if it does."""
+    if found.conversations < FEWEST:
+        return f"{found.conversations} held-out conversations, of at least {FEWEST}: collect more"
+    for share, who in ((found.unsupported, "the candidate"), (found.unsupported_live, "live")):
+        if share >= MOST_UNSUPPORTED:
+            return (
+                f"{share:.0%} of what {who} would say is like no logged answer, so the log does "
+                "not tell what it earns: try it as a canary, and log what comes of it"
+            )
+    if not math.isfinite(found.live) or not math.isfinite(found.candidate):
+        return "the value is no finite number: look at the rewards"
+    return ""
+
+
+def check(found: ValueEvidence, gain: ValueGain, s: GateSettings) -> CheckResult:
+    """The check that conversations earn more."""
+    passed = gain.state == "proven"
+    if gain.why:
+        return CheckResult(NAME, False, None, gain.needed, gain.why)
+    least = found.gain - NormalDist().inv_cdf(s.confidence) * found.error
+    message = (
+        f"conversations earn {dot(found.live)} -> {dot(found.candidate)} by fitted Q-evaluation on "
+        f"{found.conversations} held-out ones, {dot(found.gain, signed=True)}, at least "
+        f"{dot(least, signed=True)}: {odds(gain.chance)} by chance, {odds(gain.needed)} or rarer "
+        "proves a gain"
+    )
+    if gain.state == "loss":
+        message += "; no gain but a loss: look at the rewards"
+    elif not passed:
+        message += "; collect more conversations, or train longer"
+    return CheckResult(NAME, passed, gain.chance, gain.needed, message)

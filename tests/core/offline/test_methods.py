@@ -1,0 +1,175 @@
+"""The methods on a desk whose values are known: who stitches, and who cannot."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from chain import GAMMA, STATES, logged, policy_of, value
+
+from agentpref.config import OfflineSettings
+from agentpref.errors import ConfigError
+from agentpref.offline import critics
+from agentpref.offline.critics import (
+    Critic,
+    Decisions,
+    answers_of,
+    expectile,
+    largest_by_state,
+    planned,
+)
+from agentpref.offline.methods import MOST_WEIGHT, load_method
+from agentpref.offline.proof import plan
+
+SEEDS = (0, 1, 2)
+METHODS = ("filtered-bc", "awr", "iql", "cql", "bcq")
+
+
+def learned(name: str, data: Decisions, **settings: float):
+    return load_method(name)(OfflineSettings(**settings))(Critic.on(data))
+
+
+def earned(name: str, data: Decisions, **settings: float) -> float:
+    lesson = learned(name, data, **settings)
+    return value(policy_of(data, lesson.weights, lesson.choice))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_methods_that_look_ahead_put_beginnings_and_ends_together(seed: int) -> None:
+    data = logged(seed)
+    assert earned("iql", data) >= 0.97
+    assert earned("iql", data, expectile=0.9) >= 0.99
+    assert earned("cql", data) >= 0.99
+    assert earned("bcq", data) >= 0.99
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_imitating_whole_conversations_cannot(seed: int) -> None:
+    data = logged(seed)
+    assert earned("filtered-bc", data, share=1.0) <= 0.4
+    assert earned("filtered-bc", data) <= 0.6  # a few got through by chance
+    assert earned("awr", data) <= 0.4
+    assert earned("awr", data) >= earned("filtered-bc", data, share=1.0) - 0.06
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_scale_of_the_rewards_does_not_matter_to_what_is_imitated(name: str) -> None:
+    one, ten = (learned(name, logged(0, paid=paid)) for paid in (1.0, 10.0))
+    if name == "cql":  # whose pessimism is on the scale of the values
+        assert (one.choice == ten.choice).mean() >= 0.8
+        return
+    assert one.weights == pytest.approx(ten.weights, rel=1e-4)
+    assert one.choice is None or (one.choice == ten.choice).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "setting", "other"),
+    [
+        ("filtered-bc", "share", 0.5),
+        ("awr", "temperature", 1.0),
+        ("iql", "temperature", 1.0),
+        ("iql", "expectile", 0.6),
+        ("bcq", "support", 1.0),
+        ("cql", "conservatism", 30.0),
+    ],
+)
+def test_each_setting_changes_what_is_imitated(name: str, setting: str, other: float) -> None:
+    data = logged(0)
+    usual, changed = learned(name, data), learned(name, data, **{setting: other})
+    assert setting in load_method(name).reads
+    if usual.choice is None:
+        assert not np.allclose(usual.weights, changed.weights)
+    else:
+        assert (usual.choice != changed.choice).any()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_what_led_to_more_has_the_larger_advantage(name: str) -> None:
+    data = logged(1)
+    advantage = learned(name, data).advantage(logged(2))
+    going_on, dropping = (
+        advantage[(logged(2).state == 6) & (logged(2).taken % 3 == action)] for action in (0, 2)
+    )
+    assert going_on.mean() > dropping.mean()
+    assert len(advantage) == len(logged(2))
+
+
+def test_no_decision_weighs_more_than_is_allowed() -> None:
+    for name in ("awr", "iql"):
+        weights = learned(name, logged(0), temperature=1e-3).weights
+        assert weights.max() == pytest.approx(MOST_WEIGHT)
+        assert np.isfinite(weights).all()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("ridge", "error"), [(1e-9, 0.01), (1e-3, 0.06)])
+def test_fitted_q_evaluation_says_what_a_policy_earns(
+    seed: int, ridge: float, error: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a penalty to a hundredth; with the usual one a little less, as values shrink."""
+    monkeypatch.setattr(critics, "RIDGE", ridge)
+    data = logged(seed)
+    critic, begins = Critic.on(data), data.state[data.begins]
+    right = planned(critic, critic.phi[3 * np.arange(STATES)])
+    going = np.eye(3)[np.zeros(STATES, int)]
+    truth = np.mean([value(going, int(state), gamma=GAMMA) for state in begins])
+    assert right == pytest.approx(truth, abs=error)
+    cloned = planned(critic, answers_of(critic, np.ones(len(data))))
+    of_log = policy_of(data, np.ones(len(data)), None)
+    truth = np.mean([value(of_log, int(state), gamma=GAMMA) for state in begins])
+    assert cloned == pytest.approx(truth, abs=error)
+
+
+def test_the_plan_tells_stitching_from_none() -> None:
+    data = logged(0)
+    critic, settings = Critic.on(data), OfflineSettings()
+    filtered = load_method("filtered-bc")(settings)(critic)
+    found = plan(critic, load_method("iql")(settings)(critic), filtered, seed=0)
+    assert found.method > found.logged
+    assert found.over_filtered[0] > 0
+    assert "no better" not in found.note("iql")
+    same = plan(critic, filtered, filtered, seed=0)
+    assert same.over_filtered == (0.0, 0.0)
+    assert "no better than filtered behaviour cloning" in same.note("filtered-bc")
+
+
+def test_an_expectile_rises_with_tau_from_the_mean() -> None:
+    data = logged(0)
+    critic, returns = Critic.on(data), data.returns()
+    found = [
+        critic.psi @ expectile(critic, returns, data.weight, tau) for tau in (0.5, 0.7, 0.9, 0.99)
+    ]
+    mean = critic.psi @ critic.fit(critic.psi[data.state], returns, data.weight)
+    assert found[0] == pytest.approx(mean)
+    seen = np.unique(data.state)
+    for low, high in zip(found, found[1:], strict=False):
+        assert (high[seen] >= low[seen] - 1e-6).all()
+
+
+def test_returns_are_discounted_sums_of_what_followed() -> None:
+    data = logged(3, 50)
+    for number in range(len(data)):
+        total, at, factor = 0.0, number, 1.0
+        while at >= 0:
+            total += factor * data.reward[at]
+            factor, at = factor * data.gamma, data.after[at]
+        assert data.returns()[number] == pytest.approx(total)
+    begins = np.flatnonzero(data.begins)
+    assert len(begins) == 50
+    assert data.totals()[begins] == pytest.approx(data.returns()[begins])
+
+
+def test_the_best_answer_of_a_state_is_an_allowed_one_where_any_is() -> None:
+    data = logged(0, 20)
+    values = np.arange(3.0 * STATES)
+    assert (largest_by_state(data, values) % 3 == 2).all()
+    allowed = np.arange(3 * STATES) % 3 == 1
+    assert (largest_by_state(data, values, allowed) % 3 == 1).all()
+    assert (largest_by_state(data, values, allowed & False) // 3 == np.arange(STATES)).all()
+
+
+def test_what_is_no_method_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="did you mean 'iql'"):
+        load_method("iqi")
+    monkeypatch.setattr("agentpref.plugins.load", lambda group, name: len)
+    with pytest.raises(ConfigError, match="must be a subclass of Method"):
+        load_method("mine")
