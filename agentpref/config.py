@@ -158,7 +158,7 @@ class OfflineSettings:
     """What logged conversations earned, and what an offline ``method`` makes of it."""
 
     rewards: dict[str, float] = setting(
-        {THUMBS: 1.0}, "keys of feedback whose scores are rewards, with their weights"
+        {THUMBS: 1.0}, "keys of feedback whose scores are rewards, with their weights", min_length=1
     )
     cost: float = setting(0.0, "what each answer costs")
     tool_error: float = setting(0.0, "what an answer costs whose tool failed")

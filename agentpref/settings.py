@@ -123,7 +123,8 @@ def _bounded(noun: str, constraints: Iterable[object]) -> str:
         return f"{noun} from {bound['ge']} to {bound['le']}"
     if bound.keys() == {"ge"}:
         return f"{noun} of {bound['ge']} or more"
-    return f"{noun} " + " and ".join(f"{words[name]} {value}" for name, value in bound.items())
+    bounds = " and ".join(f"{words[name]} {value}" for name, value in bound.items())
+    return f"{noun} {bounds}".rstrip()
 
 
 def _listed(choices: Iterable[object]) -> str:

@@ -30,6 +30,7 @@ from agentpref.offline.decisions import Conversations, scored
 from agentpref.outcome import Outcome
 from agentpref.prefer.strata import Listed
 from agentpref.printable import in_namespace
+from agentpref.record.updates import Role
 from agentpref.repeats import digests
 from agentpref.serve.decisions import digests_of
 from agentpref.serve.validate import check_revision
@@ -82,7 +83,7 @@ class Offline(Groundwork):
 
             learner = self.learner(base, live, adapter)
             valued = value(learner, logged, self.config, self._held_out_prompts)
-            mine = self._sort(stock, valued, self.updates.learned_by(serving.live))
+            mine = self._sort(stock, valued, self._learned(serving.live, "new", "held_out"))
 
             # 3. Train beside replay, and prove.
             rows = prepare(learner, mine, None, self.config)
@@ -140,9 +141,9 @@ class Offline(Groundwork):
                 "collect more"
             )
         fresh = {example.example_id for example in logged.examples.values()}
-        fresh -= self.updates.valued_by(live)
+        fresh -= self._learned(live, "new", "held_out", "anchor")
         if not fresh:
-            return "nothing_new", "live has learned from all of these conversations"
+            return "nothing_new", "live has learned from all of these conversations by this method"
         again = in_namespace(
             f"agentpref update --method {self.config.method} --again", self.namespace
         )
@@ -153,14 +154,28 @@ class Offline(Groundwork):
             )
         return None
 
+    def _learned(self, live: str | None, *roles: Role) -> set[str]:
+        """The decisions that live has learned from by the same method and rewards."""
+        settings = self.trace.report.config["offline"]
+        return {
+            name
+            for one in self.updates.by_method(self.namespace, live, self.config.method)
+            if one.led_to_live and one.report["config"]["offline"] == settings
+            for name, role in one.roles.items()
+            if role in roles
+        }
+
     def _tried(self, fresh: set[str], live: str | None) -> str | None:
-        """The last update by the method, if it tried all of these decisions in the same way."""
-        for update_id, report, used in self.updates.by_method(
-            self.namespace, live, self.config.method
-        ):
-            is_same = report.get("config") == self.trace.report.config and fresh <= used
-            if is_same and digests_of(report.get("base") or {}) == digests(self.trace.report):
-                return update_id
+        """The update that tried all of these decisions in the same way, if there is one."""
+        for one in self.updates.by_method(self.namespace, live, self.config.method):
+            is_same = not one.led_to_live and one.report["config"] == self.trace.report.config
+            used = {name for name, role in one.roles.items() if role != "waiting"}
+            if (
+                is_same
+                and fresh <= used
+                and digests_of(one.report.get("base") or {}) == digests(self.trace.report)
+            ):
+                return one.update_id
         return None
 
     @cached_property

@@ -163,15 +163,18 @@ class Critic:
         solved: Numbers = np.linalg.solve(weighed.T @ columns + penalty, weighed.T @ target)
         return solved
 
-    def regression(self, weight: Numbers) -> Numbers:
-        """The matrix that makes of any target, ``[n]``, the coefficients of Q: ``[·, n]``."""
+    def regression(self, weight: Numbers) -> Callable[[Numbers], Numbers]:
+        """What makes of any target, ``[n]``, the coefficients of Q; its matrix is factored once."""
         import numpy as np
+
+        from agentpref.prove.bootstrap import scipy
 
         rows = self.phi[self.data.taken]
         weighed = rows * weight[:, None]
         penalty = RIDGE * weight.sum() * np.identity(rows.shape[1])
-        found: Numbers = np.linalg.solve(weighed.T @ rows + penalty, weighed.T)
-        return found
+        linalg = scipy("linalg")
+        factor = linalg.cho_factor(weighed.T @ rows + penalty)
+        return lambda target: linalg.cho_solve(factor, target @ weighed)
 
     def q(self, target: Callable[[Numbers], Numbers], value: Callable[[Numbers], Numbers]) -> Fit:
         """Sweep Q(s, a) ← ``target`` of V, and V ← ``value`` of Q, until neither changes.
@@ -185,7 +188,7 @@ class Critic:
         regress, close = self.regression(self.data.weight), _CLOSE * np.ptp(self.data.returns())
         values, theta = np.zeros(len(self.data.turn)), np.zeros(self.phi.shape[1])
         for _ in range(_SWEEPS):
-            theta = regress @ target(values)
+            theta = regress(target(values))
             before, values = values, value(self.phi @ theta)
             if np.abs(values - before).max() <= close:
                 break
@@ -251,7 +254,7 @@ def planned(critic: Critic, next_answers: Numbers, weight: Numbers | None = None
     regress = critic.regression(weight)
     values = np.zeros(len(data.turn))
     for _ in range(_SWEEPS):  # what is put together may be longer than all that was logged
-        theta = regress @ (data.reward + data.next_values(values))
+        theta = regress(data.reward + data.next_values(values))
         before, values = values, (next_answers @ theta).clip(low, high)
         if np.abs(values - before).max() <= _CLOSE * (high - low):
             break

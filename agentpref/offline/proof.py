@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from agentpref.offline.decisions import Layout
     from agentpref.offline.methods import Lesson
 
-RESAMPLES, PLAN_RESAMPLES = 200, 60
+RESAMPLES, PLAN_RESAMPLES = 100, 40
 """How often conversations are resampled for a standard error."""
 
 DRAWS = 2

@@ -67,6 +67,15 @@ class UpdateRow:
     answers: Sequence[tuple[str, str, str]] = ()
 
 
+class ByMethod(NamedTuple):
+    """An update by an offline method: whether it led to live, its report, and what it used."""
+
+    update_id: str
+    led_to_live: bool
+    report: dict[str, Any]
+    roles: dict[str, Role]
+
+
 class Attempt(NamedTuple):
     """What an update tried: ids of pairs that the live revision has not learned, and its report.
 
@@ -159,28 +168,26 @@ class Updates:
         """Return the ids of the pairs, held-out ones too, that its line learned or knew."""
         return self._pairs_of_line(revision, "new", "held_out", "known")
 
-    def valued_by(self, revision: str | None) -> set[str]:
-        """Return those too that decided what others weighed when one of its line was trained."""
-        return self._pairs_of_line(revision, "new", "held_out", "known", "anchor")
+    def by_method(self, namespace: str, live: str | None, method: str) -> list[ByMethod]:
+        """Return the updates by an offline method that led to live, or did not replace it.
 
-    def by_method(
-        self, namespace: str, parent: str | None, method: str
-    ) -> list[tuple[str, dict[str, Any], set[str]]]:
-        """The last update of a parent by an offline method: id, report, and ids that it used.
-
-        The list is empty if there was none.
+        The newest come first.
         """
-        rows = self._connection.execute(
-            "SELECT update_id, report FROM updates WHERE namespace = ? AND parent IS ?"
-            " AND json_extract(report, '$.config.method') = ? AND verdict <> 'promoted'"
-            " ORDER BY created_at DESC, update_id DESC LIMIT 1",
-            (namespace, parent, method),
-        ).fetchall()
-        return [(name, orjson.loads(report), self._used(name)) for name, report in rows]
+        query = """WITH RECURSIVE line(name) AS (
+                SELECT ?1 UNION SELECT parent FROM revision JOIN line ON revision_id = name)
+            SELECT update_id, candidate IN (SELECT name FROM line WHERE name IS NOT NULL), report
+            FROM updates WHERE namespace = ?2 AND json_extract(report, '$.config.method') = ?3
+                AND (candidate IN (SELECT name FROM line WHERE name IS NOT NULL) OR parent IS ?1)
+            ORDER BY created_at DESC, update_id DESC"""
+        found = self._connection.execute(query, (live, namespace, method)).fetchall()
+        return [
+            ByMethod(name, bool(led), orjson.loads(report), self._roles(name))
+            for name, led, report in found
+        ]
 
-    def _used(self, update_id: str) -> set[str]:
-        query = "SELECT pair_id FROM update_pair WHERE update_id = ? AND role <> 'waiting'"
-        return {pair for (pair,) in self._connection.execute(query, (update_id,))}
+    def _roles(self, update_id: str) -> dict[str, Role]:
+        query = "SELECT pair_id, role FROM update_pair WHERE update_id = ?"
+        return dict(self._connection.execute(query, (update_id,)))
 
     def tried_by(self, revision: str) -> set[str]:
         """Return those too that it or an ancestor tried to learn, and could not use."""

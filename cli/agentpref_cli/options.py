@@ -170,3 +170,22 @@ def _overlay(settings: dict[str, Any], above: Mapping[str, Any]) -> None:
             _overlay(below, value)
         else:
             settings[key] = value
+
+
+def parse_rewards(given: Sequence[str] | None) -> dict[str, float]:
+    """The weights of ``--reward KEY[=WEIGHT]``, by key; 1 where none is given.
+
+    Raises:
+        typer.BadParameter: a weight is no number.
+    """
+    found = {}
+    for text in given or ():
+        key, _, weight = text.partition("=")
+        try:
+            found[key] = float(weight or 1)
+        except ValueError:
+            raise typer.BadParameter(
+                f"{text!r} is no KEY=WEIGHT with a number, such as resolved=2",
+                param_hint="--reward",
+            ) from None
+    return found

@@ -18,6 +18,7 @@ from agentpref.config import (
     KLSettings,
     LoraSettings,
     LossSettings,
+    OfflineSettings,
     ReplaySettings,
     ThumbSettings,
     UpdateConfig,
@@ -33,6 +34,7 @@ GROUPS = {
     "kl.": KLSettings,
     "anchor.": AnchorSettings,
     "comments.": CommentSettings,
+    "offline.": OfflineSettings,
     "replay.": ReplaySettings,
     "gate.": GateSettings,
 }
@@ -214,6 +216,18 @@ def test_no_setting_accepts_a_value_of_another_type_in_python(
             {"gate": {"cross_fit_below": 0, "folds": 5}},
             r"gate\.folds is 5, but has no effect, since gate\.cross_fit_below is 0: leave it out",
         ),
+        (
+            {"offline": {"gamma": 0.5}},
+            r"offline\.gamma is 0\.5, but has no effect, since method is 'preferences': leave",
+        ),
+        (
+            {"method": "awr", "offline": {"expectile": 0.9}},
+            r"offline\.expectile is 0\.9, .* since method is 'awr': .* set another method",
+        ),
+        (
+            {"method": "iql", "arm": "prompt"},
+            r"arm is 'prompt', but has no effect, since method is 'iql': .* trains an adapter",
+        ),
     ],
 )
 def test_a_setting_without_effect_is_refused(settings: dict[str, Any], complaint: str) -> None:
@@ -238,6 +252,7 @@ def test_the_robust_loss_refuses_labels_that_are_random() -> None:
         {"thumbs": {"weight": 2, "desirable": 1.0, "undesirable": 3.0}},
         {"kl": {"weight": 0, "target": 0.05}},
         {"replay": {"minimum": 0}},
+        {"method": "iql", "offline": {"expectile": 0.9, "gamma": 1.0, "rewards": {"won": 2}}},
         {"learning_rate": None, "epochs": None, "max_minutes": None},
     ],
 )

@@ -66,9 +66,10 @@ def traces(
     import orjson
 
     from agentpref.traces import RewardSpec, read_traces
+    from agentpref.types import THUMBS
 
     begin = None if since is None else options.parse_since(since, time.time(), "--since")
-    keys = dict(map(_weighed, reward or ["thumbs"]))
+    keys = options.parse_rewards(reward) or {THUMBS: 1.0}
     spec = RewardSpec(keys, cost, tool_error, gamma)
     found = read_traces(home, spec, namespace=namespace, since=begin, limit=limit)
     if stats:
@@ -76,16 +77,6 @@ def traces(
         return
     for one in found.traces:
         sys.stdout.write(orjson.dumps(_plain(one, gamma)).decode() + "\n")
-
-
-def _weighed(text: str) -> tuple[str, float]:
-    key, _, weight = text.partition("=")
-    try:
-        return key, float(weight or 1)
-    except ValueError:
-        raise typer.BadParameter(
-            f"{text!r} is no KEY=WEIGHT with a number, such as resolved=2", param_hint="--reward"
-        ) from None
 
 
 def _plain(trace: Trace, gamma: float) -> dict[str, Any]:

@@ -77,7 +77,7 @@ NICE = 1
 again as 1, in a few noisy runs (docs/training.md)."""
 
 _CROWDED = 0.1  # the share of waiting from which on a report names it
-_THUMBS = "_thumbs"
+_THUMBS, _DECISIONS = "_thumbs", "_decisions"
 _SHOWN, _WIDTH = 3, 200  # answers that a report prints, and characters of each
 
 
@@ -114,6 +114,24 @@ def update(
         list[str] | None,
         typer.Option(
             metavar="TEXT", help="With --arm prompt: a rule of your own to prove; may be repeated."
+        ),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Learn from what whole conversations earned: filtered-bc, awr, iql, cql or bcq "
+            "[default: preferences].",
+            show_default=False,
+        ),
+    ] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY[=WEIGHT]",
+            help="With --method: a key of feedback whose scores are rewards; can be repeated "
+            "[default: thumbs].",
+            show_default=False,
         ),
     ] = None,
     no_promote: Annotated[
@@ -183,6 +201,10 @@ def update(
         settings["arm"] = arm
     if rule:
         settings["rules"] = rule
+    if method is not None:
+        settings["method"] = method
+    if reward:
+        settings.setdefault("offline", {})["rewards"] = options.parse_rewards(reward)
     checked = UpdateConfig.from_mapping(settings)
     process.give_way(nice)
     run_update: Callable[..., UpdateReport] = update_here
@@ -310,12 +332,17 @@ def _meaning(verdict: str, accuracy: Mapping[str, Mapping[str, float]]) -> str:
 def _counts(report: Mapping[str, Any]) -> Iterator[str]:
     """The number of pairs of each kind, and of thumbs if there are any."""
     counts = report["counts"].items()
-    pairs = [f"{_plain(name)} {n}" for name, n in counts if not name.endswith(_THUMBS)]
+    pairs = [
+        f"{_plain(name)} {n}" for name, n in counts if not name.endswith((_THUMBS, _DECISIONS))
+    ]
     thumbs = {name.removesuffix(_THUMBS): n for name, n in counts if name.endswith(_THUMBS)}
     if pairs:
         yield f"pairs: {', '.join(pairs)}"
     if any(thumbs.values()):
         yield "thumbs: " + ", ".join(f"{_plain(name)} {n}" for name, n in thumbs.items())
+    made = {n.removesuffix(_DECISIONS): c for n, c in counts if n.endswith(_DECISIONS)}
+    if made:
+        yield "decisions: " + ", ".join(f"{_plain(name)} {n}" for name, n in made.items())
 
 
 def _training(report: Mapping[str, Any]) -> Iterator[str]:
@@ -332,6 +359,11 @@ def _training(report: Mapping[str, Any]) -> Iterator[str]:
         name, digest = adopted["folder"], adopted["sha256"]
         yield f"adopted from {name} (sha256 {digest[:12]} of its weights); nothing was trained here"
         return
+    if method := training.get("method"):
+        yield (
+            f"{method}: {training['imitated']:,} of {training['valued']:,} decisions of "
+            f"{training['conversations']:,} conversations are imitated"
+        )
     planned, resumed_at = training.get("planned_steps"), training.get("resumed_at")
     if resumed_at:
         waiting = f"{counts.get('waiting', 0)} pairs"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from chain import GAMMA, STATES, logged, policy_of, value
@@ -141,7 +143,7 @@ def test_an_expectile_rises_with_tau_from_the_mean() -> None:
     mean = critic.psi @ critic.fit(critic.psi[data.state], returns, data.weight)
     assert found[0] == pytest.approx(mean)
     seen = np.unique(data.state)
-    for low, high in zip(found, found[1:], strict=False):
+    for low, high in itertools.pairwise(found):
         assert (high[seen] >= low[seen] - 1e-6).all()
 
 

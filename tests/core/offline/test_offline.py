@@ -1,0 +1,133 @@
+"""Whole updates from conversations, on the bundled model: interrupted, resumed, and repeated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import agentpref
+from agentpref import Log
+from agentpref.config import GateSettings, OfflineSettings, UpdateConfig
+from agentpref.errors import ModelNotFound, UpdateInterrupted
+from agentpref.home import Home
+from agentpref.learn.process import Interrupts
+from agentpref.record.database import connect
+from agentpref.record.updates import Updates
+from agentpref.types import Message, UpdateReport
+
+CONFIG = UpdateConfig(
+    method="iql",
+    epochs=1,
+    offline=OfflineSettings(rewards={"won": 1.0}),
+    gate=GateSettings(canary=0.0),
+)
+CONVERSATIONS = 40
+GOOD, BAD = "Please try the next step.", "I offer to settle it."
+
+
+def asked(number: int) -> Message:
+    return {"role": "user", "content": f"Case {number}: my printer is broken."}
+
+
+def write(folder: Path) -> None:
+    """Conversations of two answers, of which those that go on win; and a pair of answers."""
+    with Log(folder) as log:
+        for number in range(CONVERSATIONS):
+            text = GOOD if number % 2 else BAD
+            name = f"t{number}"
+            run = log.record([asked(number)], text, model="tiny", thread_id=name, user_id=name)
+            if number % 2:
+                before = [asked(number), {"role": "assistant", "content": text},
+                          {"role": "user", "content": "Done."}]  # fmt: skip
+                run = log.record(before, GOOD, model="tiny", thread_id=name, user_id=name)
+            log.feedback(run, key="won", score=float(number % 2), source="code")
+        pair = [log.record([asked(1000)], text, model="tiny") for text in (GOOD, BAD)]
+        log.compare(*pair, winner="a")
+
+
+class Learned:
+    """A home whose first update was interrupted in training, and went on."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.stages = folder, list[str]()
+        Home.create(folder)
+        write(folder)
+        interrupts = Interrupts()
+
+        def stop(stage: str, done: int, total: int) -> None:
+            self.stages.append(stage)
+            if stage == "train" and done == 2:
+                interrupts.ask(2)
+
+        with pytest.raises(UpdateInterrupted, match="resumes at step 2 of"):
+            agentpref.update(
+                folder, model="tiny", config=CONFIG, progress=stop, interrupts=interrupts
+            )
+        self.report = self.update(CONFIG)
+
+    def update(self, config: UpdateConfig, **more: bool) -> UpdateReport:
+        return agentpref.update(self.folder, model="tiny", config=config, **more)
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Learned:
+    return Learned(tmp_path_factory.mktemp("offline") / "home")
+
+
+def test_an_interrupted_update_goes_on_where_it_was(learned: Learned) -> None:
+    assert learned.report.training["resumed_at"] == 2
+    assert not list(Home.open(learned.folder).training.glob("*.safetensors"))
+
+
+def test_the_report_says_what_became_of_every_decision(learned: Learned) -> None:
+    counts, training = learned.report.counts, learned.report.training
+    there = sum(2 if n % 2 else 1 for n in range(CONVERSATIONS))
+    used = counts["trained_decisions"] + counts["new_evaluated_decisions"]
+    idle = counts["anchored"] - (training["valued"] - training["imitated"])
+    assert used + training["valued"] - training["imitated"] == there
+    assert idle >= 0  # beside ordinary answers that nobody scored
+    assert training["method"] == "iql"
+    assert training["conversations"] == CONVERSATIONS
+    assert training["plan"]["method"] >= training["plan"]["logged"]
+    assert counts["waiting"] == 1  # the pair is for another update
+    assert any(note.startswith("planned: conversations earned") for note in learned.report.notes)
+
+
+def test_the_gate_says_what_held_out_conversations_would_earn(learned: Learned) -> None:
+    (check,) = (c for c in learned.report.checks if c["name"] == "new preferences")
+    value = learned.report.training["value"]
+    assert 0 < value["conversations"] < 20
+    assert f"{value['conversations']} held-out conversations, of at least 20" in check["message"]
+    assert learned.report.verdict in ("insufficient", "refused")
+    assert learned.report.gain["look_counts"] is False
+
+
+def test_the_ledger_names_the_runs_that_decided(learned: Learned) -> None:
+    with connect(Home.open(learned.folder), readonly=True) as connection:
+        (one,) = Updates(connection).by_method("default", None, "iql")
+        runs = {run for (run,) in connection.execute(
+            "SELECT source FROM pair_source JOIN update_pair USING (pair_id)"
+            " WHERE update_id = ?", (learned.report.update_id,))}  # fmt: skip
+    logged = {run.run_id for run in Home.open(learned.folder).runs() if run.thread_id}
+    assert logged <= runs
+    assert not one.led_to_live
+
+
+def test_the_same_again_is_nothing_new_unless_it_is_asked_for(learned: Learned) -> None:
+    again = learned.update(CONFIG)
+    assert again.verdict == "nothing_new"
+    assert learned.report.update_id in again.notes[-1]
+    assert "agentpref update --method iql --again" in again.notes[-1]
+    with pytest.raises(ModelNotFound):
+        agentpref.update(learned.folder, model="nowhere", config=CONFIG)
+
+
+def test_without_scored_conversations_nothing_is_usable(tmp_path: Path) -> None:
+    Home.create(tmp_path / "home")
+    write(tmp_path / "home")
+    config = UpdateConfig(method="awr")
+    report = agentpref.update(tmp_path / "home", model="tiny", config=config)
+    assert report.verdict == "nothing_usable"
+    assert "has a score under 'thumbs'" in report.notes[-1]
+    assert report.left_out["conversation_without_reward"] == CONVERSATIONS + 2
