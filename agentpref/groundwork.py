@@ -12,7 +12,7 @@ import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agentpref.accounting import take_stock, there
 from agentpref.aside import still_aside
@@ -22,7 +22,7 @@ from agentpref.errors import UpdateInterrupted, WrongBase
 from agentpref.home import Home
 from agentpref.learn import checkpoint as checkpoints
 from agentpref.learn import resume
-from agentpref.learn.data import Available
+from agentpref.learn.data import Available, UpdateRows
 from agentpref.learn.process import LOADING, Interrupts
 from agentpref.learn.team import Team
 from agentpref.outcome import Wishes
@@ -32,6 +32,7 @@ from agentpref.record import asides
 from agentpref.record.asides import Refusal
 from agentpref.record.database import connect, exclusive, translated
 from agentpref.record.journal import Trace
+from agentpref.record.messages import as_json
 from agentpref.record.spill import drain
 from agentpref.record.store import Store
 from agentpref.record.updates import Updates
@@ -229,3 +230,30 @@ class Groundwork:
         from agentpref.learn.cache import LogpCache
 
         return LogpCache(self.connection, base.numbers, policy)
+
+    def shift(self, learner: Learner, rows: UpdateRows) -> tuple[list[dict[str, Any]], list[str]]:
+        """How far new prompts are from those that live has learned: numbers, and alarms in words.
+
+        A report holds no text, so prompts go by the name of a run that was asked so. Held-out
+        prompts are a fair sample of what was learned; of replayed ones some are the hardest.
+        """
+        from agentpref.prove import shift
+
+        new, old = [*rows.new, *rows.new_held_out], rows.old_held_out
+        if len(old) < shift.FEWEST:
+            old = [*old, *rows.old]
+        if min(len(new), len(old)) < shift.FEWEST:
+            return [], []
+        said = {row.example.prompt.id: row.example.provenance[:1] for row in new}
+        query = """SELECT value, coalesce(
+                (SELECT run_id FROM run WHERE run_id = value),
+                (SELECT run_id FROM feedback WHERE feedback_id = value),
+                (SELECT run_a FROM comparison WHERE comparison_id = value))
+            FROM json_each(?)"""
+        named = as_json([name for own in said.values() for name in own])
+        runs = dict(self.connection.execute(query, (named,)))
+        names = {prompt: runs.get(own[0]) or own[0] for prompt, own in said.items() if own}
+        found = shift.shifts(
+            shift.points(learner, new, names), shift.points(learner, old, {}), seed=self.config.seed
+        )
+        return [one.to_mapping() for one in found], [one.note for one in found if one.alarm]

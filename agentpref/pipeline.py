@@ -233,6 +233,10 @@ class _Update(Groundwork):
             )
             training = {**report.training, "text": asdict(text)}
             report = replace(report, training=training, notes=[*report.notes, text.note])
+        if tried.training is not None:
+            moved, alarms = self.shift(learner, tried.rows)
+            training = {**report.training, "shift": moved}
+            report = replace(report, training=training, notes=[*report.notes, *alarms])
         if tried.proof is not None:
             counts = report.counts | {"evaluated_thumbs": tried.proof.evaluated_thumbs}
             notes = [*report.notes, *following(tried.plan.told), *tried.proof.notes]

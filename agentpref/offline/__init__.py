@@ -98,6 +98,7 @@ class Offline(Groundwork):
             rows = rows.only(learner.reached)
             looks = self.updates.looks(self.namespace, serving.live)
             proof, evidence = self._prove(learner, valued, rows, checks, training, looks)
+            moved, alarms = self.shift(learner, rows)
         groups = self._account(stock, mine, valued, rows, learner)
         report = with_aside(with_account(report, learner, groups), refusals, available)
         report = replace(
@@ -114,9 +115,10 @@ class Offline(Groundwork):
                 "method": self.config.method,
                 **valued.told,
                 "value": asdict(evidence),
+                "shift": moved,
                 **share.to_mapping(),
             },
-            notes=[*report.notes, *valued.notes, *proof.notes],
+            notes=[*report.notes, *valued.notes, *alarms, *proof.notes],
             seconds=self.budget.spent(),
         )
 

@@ -267,6 +267,16 @@ class Updates:
         found = self._connection.execute(_TRAINED_ON, {"sources": as_json([*sources])})
         return [revision for (revision,) in found]
 
+    def last_shift(self, namespace: str) -> tuple[str, list[dict[str, Any]]] | None:
+        """Return the last update that compared new prompts with known ones, and what it found."""
+        found = self._connection.execute(
+            "SELECT update_id, json_extract(report, '$.training.shift') FROM updates"
+            " WHERE namespace = ? AND json_array_length(report, '$.training.shift') > 0"
+            " ORDER BY created_at DESC, update_id DESC LIMIT 1",
+            (namespace,),
+        ).fetchone()
+        return None if found is None else (found[0], orjson.loads(found[1]))
+
     def orphans(self) -> list[str]:
         """Name the revisions whose update is not in the ledger: what they learned is unknown."""
         query = f"SELECT revision_id FROM revision WHERE {ORPHANED} ORDER BY seq"

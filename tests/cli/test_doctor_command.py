@@ -17,6 +17,7 @@ from agentpref.home import Home
 from agentpref.models import threads
 from agentpref.record.database import connect
 from agentpref.record.spill import Spill, drain
+from agentpref.record.updates import UpdateRow, Updates
 from agentpref.serve.pins import Pins
 from agentpref.serve.pruning import mark_pruned
 from agentpref.serve.registry import Registry
@@ -220,3 +221,21 @@ def test_the_cores_that_a_quota_allows_are_said_and_used(run, home, monkeypatch)
     run("init")
     message = checks(run("doctor", "--json").json)["threads"]["message"]
     assert message.startswith("1 for torch, on 64 cores, of which this process may use 1; ")
+
+
+def test_a_shift_of_the_prompts_is_named_with_a_run_that_shows_it(
+    run, random_base, names, home
+) -> None:
+    moved = {"tag": "all", "new": 80, "old": 90, "p": 0.001, "unlike": 0.6, "farthest": ["r1"]}
+    assert "shift" not in checks(run("doctor", "--model", random_base, "--json").json)
+    for number, alarm in enumerate((False, True)):
+        report = {"training": {"shift": [{**moved, "alarm": alarm}]}}
+        with closing(connect(Home.open(home))) as connection:
+            Updates(connection).add(
+                UpdateRow(f"u{number}", "default", number, number, None, None, "refused", report)
+            )
+        found = checks(run("doctor", "--model", random_base, "--json").json)
+        assert ("shift" in found) is alarm
+    assert found["shift"]["passed"] is True
+    assert "60% of the new prompts of update u1 in 'default'" in found["shift"]["message"]
+    assert "agentpref show r1" in found["shift"]["message"]

@@ -469,3 +469,29 @@ def test_a_thumb_that_was_left_out_is_not_said_to_have_been_tried(fresh, random_
     assert note.startswith(
         f"1 example remains that update {first.update_id} (refused) could not use (no mismatch); "
     )
+
+
+# Prompts of another kind
+
+
+def test_new_prompts_unlike_all_that_was_learned_are_told_with_a_run_that_shows_it(
+    home, random_base
+):
+    question = "Please write a long poem in Greek that rhymes with banana and {}"
+    teach(home, range(200, 260), chosen="x", rejected="y", question=question)
+    report = learn(home, random_base)
+    found = {one["tag"]: one for one in report.training["shift"]}
+    assert found["all"]["alarm"]
+    assert found["all"]["unlike"] > 0.9
+    (note,) = (note for note in report.notes if note.startswith("shift:"))
+    runs = {run.run_id: run for run in Home.open(home).runs(limit=None)}
+    for name in found["all"]["farthest"]:
+        assert "banana" in runs[name].prompt.messages[0]["content"]
+        assert name in note
+
+
+def test_new_prompts_of_the_same_kind_are_told_as_such(home, random_base):
+    teach(home, range(100, 160), chosen="x", rejected="y")
+    report = learn(home, random_base)
+    assert [one["alarm"] for one in report.training["shift"]] == [False]
+    assert not any(note.startswith("shift:") for note in report.notes)

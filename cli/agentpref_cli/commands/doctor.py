@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -197,7 +197,10 @@ def _serving(home: Home) -> Iterator[Finding]:
     except (HomeError, NotKept):
         return  # the finding about the home says so
     with options.reading(home.path) as connection:
-        orphans = Updates(connection).orphans()
+        updates = Updates(connection)
+        orphans = updates.orphans()
+        for namespace in namespaces_with_revisions(home):
+            yield from _shift(namespace, updates.last_shift(namespace))
     if orphans:
         message = f"{', '.join(orphans)}: the update that made it is not in the ledger"
         cure = "so `forget` takes it for trained on all that was said before it"
@@ -215,6 +218,21 @@ def _serving(home: Home) -> Iterator[Finding]:
             yield Finding("pins", True, f"{message}; a router there or a pruning removes the pins")
     except NotKept as error:
         yield Finding("pins", False, str(error))
+
+
+def _shift(namespace: str, last: tuple[str, list[dict[str, Any]]] | None) -> Iterator[Finding]:
+    """Whether the prompts of the last update were like those that were learned before."""
+    if last is None:
+        return
+    update_id, found = last
+    for one in (one for one in found if one["alarm"]):
+        yield Finding(
+            "shift",
+            True,
+            f"{one['unlike']:.0%} of the new prompts of update {update_id} in {namespace!r} "
+            f"(tag: {one['tag']}) are like none learned before: collect judgements of such, and "
+            f"look at `agentpref show {one['farthest'][0]}`",
+        )
 
 
 def _revisions(registry: Registry) -> Iterator[Finding]:
