@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from agentpref.learn.trainer import TrainingReport
     from agentpref.prove.checks import Scorer, UserCheck
     from agentpref.prove.evaluate import Scores
+    from agentpref.prove.evidence import EarnedEvidence
     from agentpref.prove.known import Known
     from agentpref.prove.results import GateResult
 
@@ -85,7 +86,8 @@ class Bench:
 
     ``was_tried`` names the examples that earlier updates tried, and ``looks`` counts how often they
     looked whether something better than live is proven. ``conditions`` are the facts that
-    must be the same when an interrupted update resumes.
+    must be the same when an interrupted update resumes. ``earned`` asks logged answers about the
+    candidate.
     """
 
     update_id: str
@@ -102,6 +104,7 @@ class Bench:
     was_tried: Callable[[], Collection[str]] = frozenset
     looks: int = 0
     conditions: Mapping[str, Any] = field(default_factory=dict)
+    earned: Callable[[], EarnedEvidence | None] = lambda: None
 
     def plan(
         self,
@@ -305,6 +308,7 @@ class Bench:
                 choices=plan.choices,
                 known=known.nothing_to_gain,
                 untold=known.untold,
+                earned=self.earned(),
             ),
             training=training,
             config=config,

@@ -13,38 +13,41 @@ from __future__ import annotations
 import math
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from agentpref.config import UpdateConfig
+from agentpref.earned import (
+    CONFIDENCE,
+    Earned,
+    at_their_temperatures,
+    difference,
+    example_of,
+    sampled,
+)
+from agentpref.earned import earned as answers_earned
 from agentpref.errors import ConfigError, EvaluationError
-from agentpref.evaluation import CONFIDENCE, SHARED_SETTINGS, Evaluating
+from agentpref.evaluation import SHARED_SETTINGS, Evaluating
 from agentpref.evaluation.choices import named_revisions
 from agentpref.home import Home
 from agentpref.models.threads import sharing
-from agentpref.prefer.examples import as_asked, unlabelled
-from agentpref.prefer.ordinary import is_whole
-from agentpref.prefer.retractions import withdraw
 from agentpref.reading import Since, selection
 from agentpref.record.database import connect, translated
 from agentpref.record.store import Store
 from agentpref.serve.registry import Registry
-from agentpref.types import BASE, THUMBS, Example, Progress, Run
+from agentpref.types import BASE, THUMBS, Progress
 
 if TYPE_CHECKING:
     from agentpref.learn.encode import EncodedExample
-    from agentpref.learn.learner import Learner
     from agentpref.prove.ope.estimators import Numbers
     from agentpref.serve.backend import Revision
 
 By: TypeAlias = Literal["answer", "length"]
 BY: tuple[By, ...] = ("answer", "length")
-
-_AT_ONCE = 1_000
 
 CLASSES = 8
 """Into so many classes of equal size answers are sorted by their length."""
@@ -99,14 +102,6 @@ class OffPolicy:
         return asdict(self)
 
 
-class _Earned(NamedTuple):
-    """A run that was sampled, its reward and the temperature."""
-
-    run: Run
-    reward: float
-    temperature: float
-
-
 def off_policy(
     home: str | Path | None = None,
     revisions: Sequence[str] = (),
@@ -154,7 +149,7 @@ def off_policy(
         targets = named_revisions(registry, revisions, base_alone=True)
         published = {one.revision_id: one for one in registry.list()}
         left_out = Counter[str]()
-        every = _earned(database, namespace, reward, which.since, published, left_out)
+        every = answers_earned(database, namespace, reward, which.since, published, left_out)
         earned = [*islice(every, limit)]
         if not earned and not left_out:
             raise EvaluationError(_without(database, namespace, reward, which.since))
@@ -202,74 +197,16 @@ def _settings(targets: Sequence[Revision | None], model: str | None) -> tuple[Up
     return UpdateConfig.from_mapping(own), model or str(newest.manifest["base"]["name"])
 
 
-def _earned(
-    database: sqlite3.Connection,
-    namespace: str,
-    key: str,
-    since: float | None,
-    published: Mapping[str, Revision],
-    left_out: Counter[str],
-) -> Iterator[_Earned]:
-    """The answers that have a reward and were sampled, the newest first; others are counted."""
-    query = """SELECT run_id FROM feedback CROSS JOIN run USING (run_id)
-        WHERE key = ? AND namespace = ? AND run.created_at >= ?
-        GROUP BY run_id ORDER BY run.created_at DESC, run_id"""
-    store, scales = Store(database), set[Any]()
-    ids = [run_id for (run_id,) in database.execute(query, (key, namespace, since or 0.0))]
-    for start in range(0, len(ids), _AT_ONCE):
-        rows, feedback, comparisons = store.judged(namespace, ids[start : start + _AT_ONCE])
-        scores: dict[str, list[float]] = {}
-        for row in withdraw(feedback, comparisons).feedback:
-            if row.key == key and row.score is not None:
-                scores.setdefault(row.run_id, []).append(row.score)
-                scales.add(row.scale)
-        if len(scales - {None}) > 1:
-            raise EvaluationError(
-                f"{key!r} has scores on {len(scales - {None})} scales, {sorted(map(str, scales))}: "
-                "one number cannot be the mean of both; name another key"
-            )
-        for run in sorted(map(as_asked, rows), key=lambda run: run.created_at, reverse=True):
-            if run.run_id not in scores:
-                continue
-            reason = _objection(run, published)
-            if reason is not None:
-                left_out[reason] += 1
-                continue
-            own = scores[run.run_id]
-            yield _Earned(run, sum(own) / len(own), float(run.params["temperature"]))
-
-
-def _objection(run: Run, published: Mapping[str, Revision]) -> str | None:
-    """Why an answer cannot be weighed; ``None`` if it can."""
-    temperature, top_p = run.params.get("temperature"), run.params.get("top_p")
-    logger = published.get(run.revision or "")
-    if run.revision is None:
-        return "no_revision"
-    if run.revision != BASE and logger is None:
-        return "unknown_revision"
-    if logger is not None and logger.pruned_at is not None:
-        return "pruned_revision"
-    if run.token_ids is None:
-        return "no_tokens"
-    if not isinstance(temperature, int | float):
-        return "unknown_temperature"
-    if temperature <= 0:
-        return "greedy"
-    if top_p not in (None, 1, 1.0) or run.params.get("top_k") or run.params.get("best_of"):
-        return "truncated_sampling"
-    return None if is_whole(run) else "broken_off"
-
-
 def _scored(
     job: Evaluating,
-    earned: Sequence[_Earned],
+    earned: Sequence[Earned],
     config: UpdateConfig,
     model: str,
     left_out: Counter[str],
-) -> tuple[list[_Earned], dict[str, Numbers]]:
+) -> tuple[list[Earned], dict[str, Numbers]]:
     """The answers that can be encoded as they were sampled, and their log-probs by revision."""
     base, told = job.load(model, config), {one.instructions for one in job.revisions if one}
-    kept: list[_Earned] = []
+    kept: list[Earned] = []
     rows: list[EncodedExample] = []
     found: dict[str, Numbers] = {}
     by_run = {one.run.run_id: one for one in earned}
@@ -277,42 +214,18 @@ def _scored(
         name = BASE if revision is None else revision.revision_id
         with job.learner(base, revision, config, keeps=True) as learner:
             if not found:
-                encoded = learner.encode([_example(one) for one in earned], told=told)
-                rows = [row for row in encoded if row.completions[0] == _sampled(row)]
+                encoded = learner.encode([example_of(one) for one in earned], told=told)
+                rows = [row for row in encoded if row.completions[0] == sampled(row)]
                 left_out.update(one.reason for one in learner.objections.values())
                 left_out["tokens_disagree"] += len(encoded) - len(rows)
                 kept = [by_run[row.example.example_id] for row in rows]
             job.stage = f"score {name}"
-            found[name] = _at_their_temperatures(learner, rows, kept)
+            found[name] = at_their_temperatures(learner, "candidate", rows, kept)
     return kept, found
 
 
-def _sampled(row: EncodedExample) -> tuple[int, ...] | None:
-    return row.example.completions[0].token_ids
-
-
-def _at_their_temperatures(
-    learner: Learner, rows: Sequence[EncodedExample], earned: Sequence[_Earned]
-) -> Numbers:
-    """Log-probs of answers under the learner's candidate, each as it was sampled, ``[n]``."""
-    import numpy as np
-
-    temperatures = np.array([one.temperature for one in earned])
-    values = np.zeros(len(rows))
-    for temperature in sorted(set(temperatures.tolist())):
-        some = np.flatnonzero(temperatures == temperature)
-        own = learner.sampled_logps("candidate", [rows[int(n)] for n in some], temperature)
-        values[some] = [logp for logp, *_ in own]
-    return values
-
-
-def _example(one: _Earned) -> Example:
-    """A logged answer without a label, under its run's id."""
-    return replace(unlabelled(one.run, "ordinary"), example_id=one.run.run_id)
-
-
 def _summed(
-    earned: Sequence[_Earned],
+    earned: Sequence[Earned],
     logps: Mapping[str, Numbers],
     targets: Sequence[Revision | None],
     live: str,
@@ -364,7 +277,7 @@ def _summed(
         flat = np.full(len(rewards), mean)
         better = None
         if name != live and live_tells:
-            better = tuple(_difference(rewards, weights, of_live, groups))
+            better = tuple(difference(rewards, weights, of_live, groups))
         found.append(
             Valued(
                 **about,  # type: ignore[arg-type]
@@ -389,23 +302,7 @@ def _summed(
     )
 
 
-def _difference(
-    rewards: Numbers, weights: Numbers, of_live: Numbers, groups: Sequence[str]
-) -> tuple[float, float]:
-    """The interval of a revision's value less live's, on the same answers."""
-    from agentpref.prove.ope import estimators as ope
-    from agentpref.prove.ope import intervals
-
-    return tuple(
-        intervals.bootstrap(
-            lambda at: ope.snips(rewards[at], weights[at]) - ope.snips(rewards[at], of_live[at]),
-            groups,
-            confidence=CONFIDENCE,
-        )
-    )  # type: ignore[return-value]
-
-
-def _lengths(earned: Sequence[_Earned]) -> list[int]:
+def _lengths(earned: Sequence[Earned]) -> list[int]:
     """The class of each answer by its number of tokens, in classes of about the same size."""
     import numpy as np
 

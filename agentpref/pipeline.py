@@ -13,6 +13,7 @@ import time
 from collections.abc import Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from agentpref.accounting import account, there, with_account
 from agentpref.aside import with_aside
 from agentpref.attempt import Bench
 from agentpref.config import PREFERENCES, UpdateConfig
+from agentpref.earned import compared
 from agentpref.groundwork import Groundwork, locked
 from agentpref.home import Home
 from agentpref.instructing import Instructing, beside
@@ -200,6 +202,7 @@ class _Update(Groundwork):
             lambda: asides.tried(self.connection, self.namespace),
             self.updates.looks(self.namespace, serving.live),
             needed,
+            partial(compared, self.connection, self.namespace, learner, live),
         )
         before, was_aside = available, {one.example_id for one in available.aside}
         if started is None:

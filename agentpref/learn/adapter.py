@@ -218,23 +218,32 @@ def _require_layers(model: PreTrainedModel, files: AdapterFiles) -> None:
 
 @contextmanager
 def policy(model: PeftModel, name: Policy) -> Iterator[PeftModel]:
-    """Activate one policy within the block; outside of such blocks the candidate is active.
+    """Activate one policy within the block, and then the one before; the candidate is the first.
 
     Every other step of training switches there and back, so this switches layer by layer: peft's
     own methods for a whole model walk through all of its modules several times.
     """
     layers = _lora_layers(model)
+    before = _active(layers)
     _activate(layers, name if name in model.peft_config else "base")
     try:
         yield model
     finally:
-        _activate(layers, "candidate")
+        _activate(layers, before)
 
 
 def _lora_layers(model: PeftModel) -> list[BaseTunerLayer]:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+
+
+def _active(layers: Sequence[BaseTunerLayer]) -> Policy:
+    """Which policy is active: the same in all layers."""
+    if layers[0].disable_adapters:
+        return "base"
+    active: Policy = layers[0].active_adapters[0]
+    return active
 
 
 def _activate(layers: Sequence[BaseTunerLayer], name: Policy) -> None:

@@ -234,8 +234,8 @@ class Learner:
         if temperature == 1.0:
             return self.score(policy, rows)
         asked = self.asked(policy, rows)
+        route = self.route(rows).at(temperature)
         with self.policy(policy) as model:
-            route = self.route(rows).at(temperature)
             return logps.score(model, asked, route=route, pad=self.pad)
 
     def is_scored(self, policy: adapter.Policy, rows: Sequence[EncodedExample]) -> list[bool]:

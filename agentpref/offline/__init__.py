@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from agentpref.accounting import account, there, with_account
 from agentpref.aside import with_aside
 from agentpref.attempt import Proof
+from agentpref.earned import compared
 from agentpref.groundwork import Groundwork, Stock
 from agentpref.learn import checkpoint as checkpoints
 from agentpref.learn import resume
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from agentpref.offline.valuing import Valued
     from agentpref.prove.checks import UserCheck
     from agentpref.prove.evidence import ValueEvidence
+    from agentpref.serve.backend import Revision
 
 
 @dataclass
@@ -97,7 +99,7 @@ class Offline(Groundwork):
             training = self._train(learner, rows, share, serving.live)
             rows = rows.only(learner.reached)
             looks = self.updates.looks(self.namespace, serving.live)
-            proof, evidence = self._prove(learner, valued, rows, checks, training, looks)
+            proof, evidence = self._prove(learner, valued, rows, checks, training, looks, live)
             moved, alarms = self.shift(learner, rows)
         groups = self._account(stock, mine, valued, rows, learner)
         report = with_aside(with_account(report, learner, groups), refusals, available)
@@ -241,6 +243,7 @@ class Offline(Groundwork):
         checks: Mapping[str, UserCheck],
         training: TrainingReport,
         looks: int,
+        live: Revision | None,
     ) -> tuple[Proof, ValueEvidence]:
         """Evaluate the candidate, and let the gate decide on it."""
         from agentpref.offline.proof import prove
@@ -266,7 +269,13 @@ class Offline(Groundwork):
         evidence = prove(learner, valued.reader, valued.proving, config)
         # Rewards are no wishes: that good answers are much alike is no slip of anybody.
         slips = {odd.warning for odd in found.odd}
-        found = replace(found, looks=looks, value=evidence, odd=())
+        found = replace(
+            found,
+            looks=looks,
+            value=evidence,
+            odd=(),
+            earned=compared(self.connection, self.namespace, learner, live),
+        )
         result = gate.judge(found, config.gate, seed=config.seed)
         return (
             Proof(

@@ -108,6 +108,20 @@ class ValueEvidence:
 
 
 @dataclass(frozen=True, slots=True)
+class EarnedEvidence:
+    """What logged answers say that live and the candidate earn in thumbs, by off-policy estimates.
+
+    ``low`` and ``high`` are the interval of the candidate's value less live's, from ``answers``.
+    """
+
+    live: float
+    candidate: float
+    low: float
+    high: float
+    answers: int
+
+
+@dataclass(frozen=True, slots=True)
 class UserCheckResult:
     """The result of one of the user's own checks."""
 
@@ -184,8 +198,9 @@ class Evidence:
     it takes them to decide. ``comparisons`` counts all new examples, trained and held out.
 
     ``value`` is what conversations earn, where these trained the candidate: then a gain is one in
-    that. ``cut_short`` says whether a limit of time stopped the training. ``notes`` say what a
-    reader should know of how it was gathered.
+    that. ``earned`` is what logged answers say of live and candidate, where they say anything.
+    ``cut_short`` says whether a limit of time stopped the training. ``notes`` say what a reader
+    should know of how it was gathered.
     """
 
     new: Paired
@@ -219,3 +234,4 @@ class Evidence:
     to_cross_fit: int = 0
     comparisons: int = 0
     value: ValueEvidence | None = None
+    earned: EarnedEvidence | None = None

@@ -42,6 +42,7 @@ def judge(evidence: Evidence, settings: GateSettings | None = None, *, seed: int
         *behaviour.generation(evidence, s),
         *ordinary.ordinary(evidence, s),
         *ordinary.liked(evidence, s),
+        *value.earned(evidence.earned),
         *(
             CheckResult(f"check {c.name}", c.passed, None, None, c.message)
             for c in evidence.user_checks

@@ -9,11 +9,12 @@ would say what is like nothing in the log, the log does not tell, and no number 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
 
 from agentpref.config import GateSettings
-from agentpref.prove.evidence import ValueEvidence
+from agentpref.prove.evidence import EarnedEvidence, ValueEvidence
 from agentpref.prove.gain import NAME, State, odds
 from agentpref.prove.results import CheckResult, dot
 from agentpref.prove.signs import allowed
@@ -23,6 +24,9 @@ FEWEST = 20
 
 MOST_UNSUPPORTED = 0.1
 """At so much that is like no logged answer, the log does not tell what a policy earns."""
+
+EARNED = "logged thumbs"
+"""The name of the check of what logged answers say."""
 
 _LIKELY = 0.2
 
@@ -85,6 +89,24 @@ def refusal(found: ValueEvidence) -> str:
     if not math.isfinite(found.live) or not math.isfinite(found.candidate):
         return "the value is no finite number: look at the rewards"
     return ""
+
+
+def earned(found: EarnedEvidence | None) -> Iterator[CheckResult]:
+    """A veto where logged answers prove that the candidate earns less than live.
+
+    There is no check where they do not tell.
+    """
+    if found is None:
+        return
+    passed = found.high >= 0
+    message = (
+        f"by {found.answers} logged answers live earns {dot(found.live)} and the candidate "
+        f"{dot(found.candidate)} in thumbs ({dot(found.low, signed=True)} to "
+        f"{dot(found.high, signed=True)})"
+    )
+    if not passed:
+        message += ": a proven loss; it makes likelier what people liked less"
+    yield CheckResult(EARNED, passed, found.candidate, found.live, message)
 
 
 def check(found: ValueEvidence, gain: ValueGain, s: GateSettings) -> CheckResult:

@@ -78,6 +78,22 @@ def test_without_a_live_adapter_live_is_the_base(attach):
     assert not torch.equal(logits(model, "candidate"), logits(model, "base"))
 
 
+@pytest.mark.parametrize("inner", ["base", "live", "candidate"])
+@pytest.mark.parametrize("outer", ["base", "live", "candidate"])
+def test_a_policy_within_another_one_gives_way_to_it_again(attach, saved, outer, inner):
+    _, model = attach(live=saved)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".candidate." in name:
+                parameter.mul_(2.0)
+    expected = logits(model, outer)
+    with adapter.policy(model, outer) as active:
+        logits(model, inner)
+        with torch.no_grad():
+            assert torch.equal(active(torch.tensor([[5, 6, 7]])).logits, expected)
+    assert trainable(model)
+
+
 @pytest.mark.parametrize("policy", ["base", "live"])
 def test_the_candidate_is_active_again_after_an_error(attach, saved, policy):
     _, model = attach(live=saved)
