@@ -12,12 +12,13 @@ import sqlite3
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from agentpref.errors import ConfigError, JudgeError, UncalibratedJudge, UnknownRun
-from agentpref.home import Home
+from agentpref.home import Home, make_private_folder, writing
 from agentpref.judging.gold import gold_of_home, stored_prompt_id
 from agentpref.judging.opened import ASKING, Asking, OpenedJudge, at_work
 from agentpref.prefer.examples import as_asked
@@ -25,7 +26,7 @@ from agentpref.prefer.judges.calibration import drifted
 from agentpref.prefer.judges.hearing import KEPT_EVERY, Case, Spending
 from agentpref.prefer.judges.verdicts import Judge, Opinion, Question, Verdict
 from agentpref.prefer.retractions import withdraw
-from agentpref.record.database import transaction
+from agentpref.record.database import locked, transaction
 from agentpref.record.log import Log
 from agentpref.record.messages import as_json, canonical
 from agentpref.record.store import Store
@@ -89,6 +90,19 @@ class Pair(NamedTuple):
         return Case(question, stored_prompt_id(self.a))
 
 
+def _alone(home: Home, judge: OpenedJudge, namespace: str) -> AbstractContextManager[None]:
+    """Keep a second run of the same judge out: it would ask, and pay for, everything twice."""
+    with writing(home.judges):
+        make_private_folder(home.judges)
+    name = f"{judge.name}\n{namespace}".encode()
+    refusal = JudgeError(
+        f"another process runs the judge {judge.name!r} on namespace {namespace!r}; wait for it to "
+        "end"
+    )
+    digest = hashlib.blake2b(name, digest_size=6).hexdigest()
+    return locked(home.judges / f".{digest}.lock", refusal)
+
+
 def judge_runs(
     home: Home | str | Path | None,
     name: str | Judge,
@@ -128,7 +142,10 @@ def judge_runs(
         raise ConfigError("sample is given without generate; pass what answers a request")
     if answers < 2:
         raise ConfigError(f"answers is {answers}, but must be 2 or more")
-    with at_work(home, name, namespace) as (place, connection, judge):
+    with (
+        at_work(home, name, namespace) as (place, connection, judge),
+        _alone(place, judge, namespace),
+    ):
         done = JudgeRun(judge.name, namespace)
         pairs = list(undecided(connection, namespace, judge.voter, answers))
         if pairs or sample:

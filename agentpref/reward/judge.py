@@ -62,11 +62,11 @@ def open_judge_of_rewards(home: Home, namespace: str) -> tuple[RewardJudge, Cali
         model = open_reward(home, namespace=namespace)
     except RewardError as error:
         raise JudgeError(str(error)) from error
-    return RewardJudge(model), calibrate([*_held_out(model.about)])
+    return RewardJudge(model), calibrate([*held_out_verdicts(model.about)])
 
 
-def _held_out(about: Mapping[str, Any]) -> Iterator[GoldVerdict]:
-    """The verdicts on held-out pairs, as the report counts them."""
+def held_out_verdicts(about: Mapping[str, Any]) -> Iterator[GoldVerdict]:
+    """The verdicts of a model on held-out pairs, as the report of its fit counts them."""
     for tag, one in about["quality"]["strata"].items():
         right = round(one["pairs"] * one["accuracy"])
         for number in range(one["pairs"]):

@@ -33,6 +33,12 @@ def test_a_model_is_fitted_listed_and_scores(run, compared, tmp_path) -> None:
     assert "chat\t" in shown
     (kept,) = run("reward", "list", "--json").json["rewards"]
     assert kept["name"] in run("reward", "list").out
+    (judge,) = run("judge", "list", "--json").json["judges"]
+    assert (judge["judge"], judge["model"], judge["engine"]) == (
+        "reward", kept["name"], "reward model",
+    )  # fmt: skip
+    assert judge["trusted"]["chat"] < 0.2
+    assert "reward" in run("judge", "list").out
     file = tmp_path / "asked.jsonl"
     asked = {"prompt": "What about 500?", "answers": [LONG.format(500), SHORT.format(500)]}
     file.write_text(json.dumps(asked) + "\n\n", encoding="utf-8")

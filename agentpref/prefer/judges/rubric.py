@@ -142,6 +142,22 @@ class Rubric:
         return tuple(one for one in self.principles if one in chosen)
 
 
+def _once(loader: Any) -> Any:
+    """A safe loader of YAML that refuses a key that is there twice, of which it would take one."""
+    from yaml.constructor import ConstructorError
+
+    class Once(loader):  # type: ignore[misc]
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            seen = set[Any]()
+            for key, _ in node.value:
+                if key.value in seen:
+                    raise ConstructorError(None, None, f"{key.value!r} is twice", key.start_mark)
+                seen.add(key.value)
+            return super().construct_mapping(node, deep=deep)
+
+    return Once
+
+
 def parse(name: str, text: str) -> Rubric:
     """Read the text of a rubric's file.
 
@@ -168,7 +184,7 @@ def parse(name: str, text: str) -> Rubric:
             f"another line ---; `agentpref judge new` writes a template"
         )
     try:
-        settings = yaml.safe_load(found[1])
+        settings = yaml.load(found[1], Loader=_once(yaml.SafeLoader))
     except yaml.YAMLError as error:
         raise JudgeError(f"the front matter of {where} is not YAML: {error}") from error
     settings = {} if settings is None else settings

@@ -85,7 +85,11 @@ def list_(
     from agentpref.home import Home
     from agentpref.judging.opened import rubric_of
     from agentpref.prefer.judges import rubric
+    from agentpref.prefer.judges.calibration import calibrate as calibrate_by
     from agentpref.record.judges import Judges
+    from agentpref.reward.judge import NAME as REWARD
+    from agentpref.reward.judge import held_out_verdicts
+    from agentpref.reward.kept import Shelf
 
     place = Home.open(home)
     with options.reading(home, namespace) as connection:
@@ -111,6 +115,13 @@ def list_(
                 }
             )
     listed = {row["judge"] for row in rows}
+    if REWARD not in listed and (kept := Shelf(place, namespace).names()):
+        about = Shelf(place, namespace).read().about
+        measured = calibrate_by([*held_out_verdicts(about)])
+        noise = {tag: e for tag in measured.strata if (e := measured.noise(tag)) is not None}
+        more = {"engine": "reward model", "model": kept[-1], "calibrated": about["at"]}
+        rows.append({"judge": REWARD, **more, "changed": False, "trusted": noise})
+        listed.add(REWARD)
     for name, (version, one) in calibrated.items():
         if name not in listed:
             engine = "in the app" if not version.rubric else "its rubric is gone"

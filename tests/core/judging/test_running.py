@@ -312,3 +312,22 @@ def test_nothing_is_asked_where_there_is_nothing_to_compare(home: Home, fake: Fa
     asked = len(judge.asked)
     assert judge_runs(home, "brief", recheck=10).questions == 0
     assert len(judge.asked) == asked
+
+
+def test_a_second_run_at_the_same_time_is_refused_and_asks_nothing(home: Home, fake: Fake) -> None:
+    judge = fake()
+    calibrate_judge(home, "brief")
+    asked = len(judge.asked)
+    refused = list[str]()
+
+    def at_once(stage: str, done: int, total: int) -> None:
+        if not refused:
+            with pytest.raises(JudgeError, match="another process runs the judge 'brief'") as why:
+                judge_runs(home, "brief", recheck=0)
+            refused.append(str(why.value))
+
+    done = judge_runs(home, "brief", recheck=0, asking=Asking(progress=at_once))
+    assert refused
+    assert done.asked == 30
+    assert len(judge.asked) - asked == 60  # both orders, once
+    assert judge_runs(home, "brief", recheck=0).asked == 0  # the lock is gone

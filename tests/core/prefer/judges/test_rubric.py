@@ -124,3 +124,12 @@ def test_a_byte_order_mark_and_a_folder_harm_nothing(home: Home) -> None:
     (home.judges / "folder.md").mkdir()
     assert rubric.read(home, "brief").model == "m"
     assert rubric.names(home) == ["brief"]
+
+
+def test_a_setting_that_is_given_twice_is_refused() -> None:
+    text = "---\nengine: openai\nmodel: a\nmodel: b\n---\nJudge.\n"
+    with pytest.raises(JudgeError, match="'model' is twice"):
+        parse("brief", text)
+    nested = "---\nengine: openai\nprinciples:\n  - {name: x, text: y, text: z}\n---\nJudge.\n"
+    with pytest.raises(JudgeError, match="'text' is twice"):
+        parse("brief", nested)
