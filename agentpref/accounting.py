@@ -154,6 +154,7 @@ def uses(
         "set_aside": "set_aside",
         "aged_out": "aged_out",
         "anchored": "anchor",
+        "valued": "anchor",  # a decision that weighs nothing, and decided what others weigh
         "taught": "anchor",
         "anchored_held_out": "anchor_held_out",
     }

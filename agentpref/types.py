@@ -281,7 +281,8 @@ class UpdateReport:
     and no part of ``new``. ``evaluated_thumbs`` are the new held-out thumbs that count as evidence:
     as many likes as dislikes. Answers that nobody judged were ``anchored`` in training,
     ``anchored_held_out`` for the gate, or ``anchored_left_out``, if any were drawn; ``taught`` are
-    the remarks that taught the candidate.
+    the remarks that taught the candidate. Decisions of conversations are counted under the same
+    names with ``_decisions``; ``valued`` ones weigh nothing, and decided what the others weigh.
 
     Every example that was not used as it was logged is counted by reason: ``left_out`` are neither
     trained nor evaluated (it counts the rows of feedback that made no example, too), ``shortened``

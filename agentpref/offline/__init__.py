@@ -303,5 +303,5 @@ class Offline(Groundwork):
         groups: dict[str, Sequence[Listed]] = dict(account(mine, rows, learner.objections))
         new = (*stock.available.new, *stock.available.new_held_out)
         groups["waiting"] = [*groups["waiting"], *new]
-        groups["anchored"] = [*groups["anchored"], *valued.idle]
+        groups["valued"] = valued.idle
         return groups

@@ -6,6 +6,8 @@ the logged conversations begin at 0, go right and are dropped at 5; nine in twen
 settle; the rest are taken over from another desk at 4, with its transcript, and finish. 5 % of the
 actions are random. So imitating whole conversations earns .3 at best from the start, and the best
 policy, put together from the beginnings of some and the ends of others, 1.0.
+
+The right step is another one in each state: to know the last ones says nothing of the first ones.
 """
 
 from __future__ import annotations
@@ -25,13 +27,14 @@ THINGS = ("printer", "router", "phone", "camera", "lamp", "heater", "radio", "cl
 NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Frank", "Greta", "Henry", "Ida", "Jack", "Kate",
          "Leo", "Mia", "Noah", "Olga", "Paul", "Rosa", "Sam", "Tina", "Victor")  # fmt: skip
 
+STEPS = ("check the plug", "press the button", "clean the filter", "open the cover",
+         "turn the dial", "test the light", "change the fuse", "tighten the screw",
+         "close the lid")  # fmt: skip
 SAID = (
-    ("Please try the next step with your {thing}.", "The next step for your {thing}, please.",
-     "Let us take the next step."),
-    ("We can settle this for your {thing}.", "Shall we settle it here?", "I offer to settle it."),
-    ("I cannot help with your {thing}.", "Sorry, I cannot go on.", "I cannot help you here."),
-)  # fmt: skip
-_MARKS = ("next step", "settle", "cannot")
+    ("Please {step}.", "Next, {step} of your {thing}."),
+    ("Shall we settle it here?", "I offer to settle it."),
+    ("Sorry, I cannot go on.", "I cannot help you here."),
+)
 
 
 class Turn(NamedTuple):
@@ -56,11 +59,13 @@ class Case:
 
     def say(self, action: int) -> str:
         """One of the ways to put an action."""
-        return self.source.choice(SAID[action]).format(thing=self.thing)
+        step = STEPS[self.state]
+        return self.source.choice(SAID[action]).format(thing=self.thing, step=step)
 
     def answer(self, text: str) -> float:
-        """Take an answer; what is none of the three actions drops the case."""
-        action = next((n for n, mark in enumerate(_MARKS) if mark in text.lower()), DROP)
+        """Take an answer; what is neither the right step nor an offer to settle drops the case."""
+        marks = (STEPS[self.state], "settle")
+        action = next((n for n, mark in enumerate(marks) if mark in text.lower()), DROP)
         self.messages.append({"role": "assistant", "content": text})
         reward = SETTLED if action == SETTLE and self.state == 2 else 0.0
         if action == NEXT:

@@ -332,15 +332,17 @@ def _meaning(verdict: str, accuracy: Mapping[str, Mapping[str, float]]) -> str:
 def _counts(report: Mapping[str, Any]) -> Iterator[str]:
     """The number of pairs of each kind, and of thumbs if there are any."""
     counts = report["counts"].items()
+    made = {n.removesuffix(_DECISIONS): c for n, c in counts if n.endswith(_DECISIONS)}
     pairs = [
-        f"{_plain(name)} {n}" for name, n in counts if not name.endswith((_THUMBS, _DECISIONS))
+        f"{_plain(name)} {n}"
+        for name, n in counts
+        if not name.endswith((_THUMBS, _DECISIONS)) and (n or name not in made)
     ]
     thumbs = {name.removesuffix(_THUMBS): n for name, n in counts if name.endswith(_THUMBS)}
     if pairs:
         yield f"pairs: {', '.join(pairs)}"
     if any(thumbs.values()):
         yield "thumbs: " + ", ".join(f"{_plain(name)} {n}" for name, n in thumbs.items())
-    made = {n.removesuffix(_DECISIONS): c for n, c in counts if n.endswith(_DECISIONS)}
     if made:
         yield "decisions: " + ", ".join(f"{_plain(name)} {n}" for name, n in made.items())
 
