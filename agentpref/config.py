@@ -176,7 +176,7 @@ class OfflineSettings:
         0.3, "least probability of a token, relative to live's likeliest answer", gt=0, le=1
     )
     conservatism: float = setting(
-        0.3, "weight α of what pushes down the values of what the log does not show", ge=0
+        1.0, "weight α of what pushes down the values of what the log does not show", ge=0
     )
 
 

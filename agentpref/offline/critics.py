@@ -13,8 +13,8 @@ Pure functions of arrays; numpy and scipy are imported when one is called.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ RIDGE = 1e-3
 
 _SWEEPS, _CLOSE = 200, 1e-4
 _REWEIGHINGS = 20
+_COLUMNS, _SAMPLED = 256, 1000
 _UNTAUGHT = 0.02  # what an answer counts that nobody imitates: training starts from live
 
 
@@ -45,7 +46,8 @@ class Decisions:
         reward: what it earned at once, ``[n]``.
         after: the number of the decision after it, ``[n]``; −1 where the conversation ended.
         weight: how much it counts, ``[n]``: 1, or less where conversations share it.
-        trace: the number of its conversation, ``[n]``.
+        trace: the number of its conversation, ``[n]``; the forks of one are several.
+        thread: the number of the thread that it is of, ``[n]``: what is drawn together.
         gamma: the discount of each later decision.
     """
 
@@ -60,6 +62,7 @@ class Decisions:
     after: Numbers
     weight: Numbers
     trace: Numbers
+    thread: Numbers
     gamma: float
 
     def __len__(self) -> int:
@@ -106,17 +109,14 @@ class Decisions:
         following = values[self.state[np.maximum(self.after, 0)]]
         return np.where(self.done, 0.0, self.gamma * following)
 
-    def resampled(self, counts: Numbers) -> Decisions:
-        """The same, in which each conversation counts so many times."""
-        return replace(self, weight=self.weight * counts[self.trace])
-
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """Standardised columns, and one of ones: what a linear critic reads."""
+    """Standardised columns, of many their main directions, and one of ones: what a critic reads."""
 
     mean: Numbers
     size: Numbers
+    directions: Numbers | None = None
 
     @classmethod
     def of(cls, values: Numbers) -> Basis:
@@ -125,13 +125,22 @@ class Basis:
 
         mean = values.mean(0)
         size = np.sqrt(np.square(values - mean).mean(0))
-        return cls(mean, np.where(size > 1e-6, size, np.inf))
+        plain = cls(mean, np.where(size > 1e-6, size, np.inf))
+        if values.shape[1] <= _COLUMNS:
+            return plain
+        some = values[np.linspace(0, len(values) - 1, min(len(values), _SAMPLED)).astype(int)]
+        rows = plain(some)[:, :-1]
+        found, sides = np.linalg.eigh(rows @ rows.T)
+        kept = np.flatnonzero(found > 1e-9 * max(found[-1], 1e-30))[-_COLUMNS:]
+        return cls(plain.mean, plain.size, rows.T @ (sides[:, kept] / np.sqrt(found[kept])))
 
     def __call__(self, values: Numbers) -> Numbers:
-        """The columns of other features of the same kind, ``[m, d + 1]``, in float64."""
+        """The columns of other features of the same kind, ``[m, ·]``, in float64."""
         import numpy as np
 
         scaled = (values.astype(np.float64) - self.mean) / self.size / np.sqrt(values.shape[1])
+        if self.directions is not None:
+            scaled = scaled @ self.directions
         return np.concatenate([scaled, np.ones((len(values), 1))], 1)
 
 
@@ -159,19 +168,18 @@ class Critic:
         import numpy as np
 
         weighed = columns * weight[:, None]
-        penalty = RIDGE * weight.sum() * np.identity(columns.shape[1])
+        penalty = _penalty(columns, weight)
         solved: Numbers = np.linalg.solve(weighed.T @ columns + penalty, weighed.T @ target)
         return solved
 
     def regression(self, weight: Numbers) -> Callable[[Numbers], Numbers]:
         """What makes of any target, ``[n]``, the coefficients of Q; its matrix is factored once."""
-        import numpy as np
 
         from agentpref.prove.bootstrap import scipy
 
         rows = self.phi[self.data.taken]
         weighed = rows * weight[:, None]
-        penalty = RIDGE * weight.sum() * np.identity(rows.shape[1])
+        penalty = _penalty(rows, weight)
         linalg = scipy("linalg")
         factor = linalg.cho_factor(weighed.T @ rows + penalty)
         return lambda target: linalg.cho_solve(factor, target @ weighed)
@@ -193,6 +201,15 @@ class Critic:
             if np.abs(values - before).max() <= close:
                 break
         return Fit(theta, self.phi @ theta, values)
+
+
+def _penalty(columns: Numbers, weight: Numbers) -> Numbers:
+    """That of a regression: on all columns but the ones, so that a constant is nobody's fault."""
+    import numpy as np
+
+    found: Numbers = RIDGE * weight.sum() * np.identity(columns.shape[1])
+    found[-1, -1] = 1e-9 * weight.sum()
+    return found
 
 
 class Fit(NamedTuple):
@@ -236,12 +253,14 @@ def largest_by_state(data: Decisions, values: Numbers, allowed: Numbers | None =
     return best
 
 
-def planned(critic: Critic, next_answers: Numbers, weight: Numbers | None = None) -> float:
-    """What a policy would earn from where conversations began, by fitted Q-evaluation (1903.08738).
+def planned(
+    critic: Critic, policies: Sequence[Numbers], weight: Numbers | None = None
+) -> list[float]:
+    """What policies would earn from where conversations began, by fitted Q-evaluation (1903.08738).
 
     Args:
         critic: reads the decisions that are logged.
-        next_answers: the mean columns of what the policy says at each state, ``[S, ·]``.
+        policies: the mean columns of what each says at each state, ``[S, ·]``.
         weight: of each decision, ``[n]``; by default its own.
     """
     import numpy as np
@@ -251,15 +270,17 @@ def planned(critic: Critic, next_answers: Numbers, weight: Numbers | None = None
     # No conversation is worth more than twice what any was: few of them are no ground for more.
     low, high = returns.min(), returns.max()
     low, high = low - (high - low), high + (high - low)
-    regress = critic.regression(weight)
-    values = np.zeros(len(data.turn))
-    for _ in range(_SWEEPS):  # what is put together may be longer than all that was logged
-        theta = regress(data.reward + data.next_values(values))
-        before, values = values, (next_answers @ theta).clip(low, high)
-        if np.abs(values - before).max() <= _CLOSE * (high - low):
-            break
-    first = values[data.state[begins]]
-    return float(np.average(first, weights=weight[begins]))
+    regress, found = critic.regression(weight), []
+    for answers in policies:
+        values = np.zeros(len(data.turn))
+        for _ in range(_SWEEPS):  # what is put together may be longer than all that was logged
+            theta = regress(data.reward + data.next_values(values))
+            before, values = values, (answers @ theta).clip(low, high)
+            if np.abs(values - before).max() <= _CLOSE * (high - low):
+                break
+        first = values[data.state[begins]]
+        found.append(float(np.average(first, weights=weight[begins])))
+    return found
 
 
 def answers_of(critic: Critic, weights: Numbers) -> Numbers:
@@ -269,7 +290,7 @@ def answers_of(critic: Critic, weights: Numbers) -> Numbers:
     they say next to nothing, it does what was done.
     """
     data = critic.data
-    floor = _UNTAUGHT * float(weights.mean())
+    floor = _UNTAUGHT * float(weights.mean()) or 1.0
     some = data.weight * (weights + floor)
     theta = critic.fit(critic.psi[data.state], critic.phi[data.taken], some)
     found: Numbers = critic.psi @ theta

@@ -45,8 +45,7 @@ def scored(traces: Sequence[Trace], share: float, gamma: float) -> Conversations
 
     Args:
         traces: the conversations of a namespace.
-        share: the share of them that is held out, by how they begin: what a conversation asks
-            first decides about all of it.
+        share: the share of them that is held out, by the names of their threads.
         gamma: the discount, which what a decision led to is counted with.
     """
     left = Counter[str]()
@@ -57,11 +56,10 @@ def scored(traces: Sequence[Trace], share: float, gamma: float) -> Conversations
         if not any(step.scored for step in trace.steps):
             left["conversation_without_reward"] += 1
             continue
-        held = is_held_out(trace.steps[0].run.prompt.messages, share)
+        held = is_held_out([{"role": "thread", "content": trace.id}], share)
         for step, value in zip(trace.steps, _to_go(trace.steps, gamma), strict=True):
             worth[step.run.run_id].append(value)
-            # A step that two conversations share begins both alike, so the side is the same.
-            sides[step.run.run_id] = held
+            sides[step.run.run_id] = held  # forks are of one thread, and so of one side
         kept.append(trace)
     examples = {}
     for step in (step for trace in kept for step in trace.steps):
@@ -92,7 +90,7 @@ class Layout:
     """Decisions as arrays, and what each of their numbers stands for.
 
     ``runs`` names the run of each decision, ``rows`` a row of each state, and ``tokens`` the
-    tokens of each answer. ``unfinished`` counts decisions whose following one cannot be read.
+    tokens of each answer. ``unfinished`` counts decisions before one that cannot be read.
     """
 
     data: Decisions
@@ -153,17 +151,20 @@ def lay_out(
     answers: dict[tuple[int, Ids], int] = {}
     turn, answer, of = list[Any](), list[Any](), list[int]()
     of_state, runs, tokens = list[Any](), list[str](), list[Any]()
-    state, taken, reward, after, weight, number = (list[Any]() for _ in range(6))
-    unfinished = 0
-    for index, trace in enumerate(traces):
+    state, taken, reward, after, weight, number, thread = (list[Any]() for _ in range(7))
+    unfinished, path = 0, -1
+    threads: dict[str, int] = {}
+    for trace in traces:
         steps = trace.steps
-        for place, step in enumerate(steps):
-            name, last = step.run.run_id, place == len(steps) - 1
-            if name not in rows:
-                continue
-            if not last and steps[place + 1].run.run_id not in rows:
-                unfinished += 1  # what it led to is not known
-                continue
+        # What led to a step that cannot be read led to nothing that is known, and so on backwards.
+        gaps = [place for place, step in enumerate(steps) if step.run.run_id not in rows]
+        begin = gaps[-1] + 1 if gaps else 0
+        unfinished += begin - len(gaps)
+        if begin < len(steps):
+            path += 1
+        for place in range(begin, len(steps)):
+            step, last = steps[place], place == len(steps) - 1
+            name = step.run.run_id
             row, own = rows[name], features[name]
             if row.example.prompt.id not in states:
                 states[row.example.prompt.id] = len(turn)
@@ -181,7 +182,8 @@ def lay_out(
             reward.append(step.reward)
             after.append(-1 if last else len(runs) + 1)
             weight.append(1 / shared[name])
-            number.append(index)
+            number.append(path)
+            thread.append(threads.setdefault(trace.id, len(threads)))
             runs.append(name)
     width = (len(turn[0]), len(answer[0])) if turn else (0, 0)
     data = Decisions(
@@ -196,6 +198,7 @@ def lay_out(
         after=np.array(after, int),
         weight=np.array(weight, float),
         trace=np.array(number, int),
+        thread=np.array(thread, int),
         gamma=gamma,
     )
     return Layout(data, tuple(runs), tuple(of_state), tuple(tokens), unfinished)

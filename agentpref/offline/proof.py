@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +20,19 @@ if TYPE_CHECKING:
     from agentpref.learn.adapter import Policy
     from agentpref.learn.features import FeatureReader
     from agentpref.learn.learner import Learner
+    from agentpref.offline.critics import Decisions
     from agentpref.offline.decisions import Layout
     from agentpref.offline.methods import Lesson
 
 RESAMPLES, PLAN_RESAMPLES = 100, 40
 """How often conversations are resampled for a standard error."""
 
+_FILTERED = "filtered-bc"
+
 DRAWS = 2
 """How many answers of each policy at a held-out state say what it would do there."""
 
-_RARE = 0.01
+_RARE = 0.1  # of a few logged answers some are odd themselves
 _POLICIES: tuple[Policy, Policy] = ("live", "candidate")
 
 
@@ -49,11 +53,16 @@ class Plan:
         """What the report says of it."""
         low, high = self.over_filtered
         found = (
-            f"planned: conversations earned {self.logged:.3g}; imitating the best of them would "
-            f"earn {self.filtered:.3g}, and {name} {self.method:.3g} ({low:+.2g} to {high:+.2g})"
+            f"planned, discounted: conversations earned {self.logged:.3g}; imitating the best of "
+            f"them would earn {self.filtered:.3g}"
         )
+        if name == _FILTERED:
+            return found
+        found += f", and {name} {self.method:.3g} ({low:+.2g} to {high:+.2g})"
+        if high < 0:
+            return f"{found}: worse than filtered behaviour cloning, which is simpler"
         if low <= 0:
-            found += ": no better than filtered behaviour cloning, which is simpler"
+            return f"{found}: no better than filtered behaviour cloning, which is simpler"
         return found
 
     def to_mapping(self) -> dict[str, Any]:
@@ -67,24 +76,34 @@ def plan(critic: Critic, lesson: Lesson, filtered: Lesson, *, seed: int) -> Plan
 
     data = critic.data
 
-    def worth(of: Lesson, counts: NDArray[Any] | None) -> float:
-        weight = data.weight if counts is None else data.weight * counts[data.trace]
-        if of.choice is not None:
-            return planned(critic, critic.phi[of.choice], weight)
-        own = of.weights if counts is None else of.weights * counts[data.trace]
-        return planned(critic, answers_of(critic, own), weight)
+    def worth(weight: NDArray[Any], counts: NDArray[Any] | float) -> list[float]:
+        columns = (
+            answers_of(critic, of.weights * counts) if of.choice is None else critic.phi[of.choice]
+            for of in (filtered, lesson)
+        )
+        return planned(critic, [*columns], weight)
 
     begins = data.begins
     logged = float(np.average(data.returns()[begins], weights=data.weight[begins]))
-    values = [worth(one, None) for one in (filtered, lesson)]
-    source, size = np.random.default_rng(seed), int(data.trace.max()) + 1
+    values = worth(data.weight, 1.0)
     apart = []
-    for _ in range(PLAN_RESAMPLES):
-        counts = np.bincount(source.integers(size, size=size), minlength=size)
-        apart.append(worth(lesson, counts) - worth(filtered, counts))
-    half = 1.96 * float(np.std(apart))
+    for counts in _resamples(data, PLAN_RESAMPLES, seed):
+        both = worth(data.weight * counts, counts)
+        apart.append(both[1] - both[0])
+    half = 1.96 * float(np.std(apart)) if apart else math.inf
     middle = values[1] - values[0]
     return Plan(logged, values[0], values[1], (middle - half, middle + half))
+
+
+def _resamples(data: Decisions, number: int, seed: int) -> Iterator[NDArray[Any]]:
+    """How often each decision's thread is drawn, ``[n]``, where any conversation begins."""
+    import numpy as np
+
+    source, size = np.random.default_rng(seed), int(data.thread.max()) + 1
+    for _ in range(number):
+        counts = np.bincount(source.integers(size, size=size), minlength=size)[data.thread]
+        if (data.weight * counts)[data.begins].any():
+            yield counts.astype(float)
 
 
 def prove(
@@ -103,7 +122,7 @@ def prove(
     """
     import numpy as np
 
-    conversations = len({*layout.data.trace.tolist()})
+    conversations = len({*layout.data.thread.tolist()})
     if not conversations:
         return ValueEvidence(0.0, 0.0, 0.0, 0)
     limit = token_limit([own_only(row) for row in layout.rows])
@@ -123,15 +142,12 @@ def prove(
         said_features[policy] = features
         columns[policy] = np.stack([basis(own).mean(0) for own in features])
     critic = Critic.on(layout.data)
-    live, candidate = (planned(critic, columns[policy]) for policy in _POLICIES)
-    source, apart = np.random.default_rng(config.seed), list[float]()
-    data, size = layout.data, int(layout.data.trace.max()) + 1
-    for _ in range(RESAMPLES):
-        counts = np.bincount(source.integers(size, size=size), minlength=size)
-        weight = data.weight * counts[data.trace]
-        if weight[data.begins].any():
-            before, after = (planned(critic, columns[policy], weight) for policy in _POLICIES)
-            apart.append(after - before)
+    both = [columns[policy] for policy in _POLICIES]
+    live, candidate = planned(critic, both)
+    apart = []
+    for counts in _resamples(layout.data, RESAMPLES, config.seed):
+        before, after = planned(critic, both, layout.data.weight * counts)
+        apart.append(after - before)
     strange = [_unlike(critic.phi, basis, said_features[policy]) for policy in _POLICIES]
     error = float(np.std(apart))
     return ValueEvidence(live, candidate, error, conversations, strange[1], strange[0])
@@ -140,7 +156,7 @@ def prove(
 def _unlike(logged: NDArray[Any], basis: Basis, features: Sequence[NDArray[Any]]) -> float:
     """The share of some answers that are like no logged one.
 
-    One is unlike them that is twice as far from the nearest as all but 1 % of them are from theirs.
+    One is unlike them that is twice as far from the nearest as nine in ten of them are from theirs.
     """
     import numpy as np
 

@@ -29,6 +29,7 @@ EARNED = "logged thumbs"
 """The name of the check of what logged answers say."""
 
 _LIKELY = 0.2
+_NOTHING = 1e-6  # values that differ by less are the same
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,8 @@ def weigh(found: ValueEvidence, looks: int, s: GateSettings) -> ValueGain:
     needed, why = allowed(look, risk), refusal(found)
     if why:
         return ValueGain("open", 1.0, needed, looks, False, False, why)
-    z = found.gain / found.error if found.error else math.copysign(math.inf, found.gain or -1.0)
+    least = _NOTHING * max(1.0, abs(found.live), abs(found.candidate))
+    z = found.gain / max(found.error, least)
     chance = NormalDist().cdf(-z)
     state: State = "open"
     if chance <= needed:
@@ -86,7 +88,7 @@ def refusal(found: ValueEvidence) -> str:
                 f"{share:.0%} of what {who} would say is like no logged answer, so the log does "
                 "not tell what it earns: try it as a canary, and log what comes of it"
             )
-    if not math.isfinite(found.live) or not math.isfinite(found.candidate):
+    if not all(map(math.isfinite, (found.live, found.candidate, found.error))):
         return "the value is no finite number: look at the rewards"
     return ""
 

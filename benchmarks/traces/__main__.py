@@ -41,7 +41,7 @@ from benchmarks.traces import desk
 
 MODEL, KEY = "tiny", "outcome"
 CONVERSATIONS, CASES, TEMPERATURE = 600, 200, 0.7
-CLONE = "clone"
+CLONE, CLONE_EPOCHS = "clone", 6
 ARMS = ("filtered-bc", "awr", "iql", "cql", "bcq")
 # The desk's words are far from what the bundled model says, and all arms share that way.
 _GATE = GateSettings(kl_budget=20.0, canary=0.0, distinct_floor=0.0, length_ratio=(0.2, 5.0))
@@ -111,7 +111,10 @@ def config_of(method: str, seed: int, *, clone: bool = False) -> UpdateConfig:
     settings = OfflineSettings(rewards={KEY: 1.0}, gamma=0.97)
     settings = replace(settings, share=1.0) if clone else settings
     kl = KLSettings(weight=0.0) if clone else KLSettings()
-    return UpdateConfig(method=method, offline=settings, gate=_GATE, kl=kl, seed=seed)
+    epochs = CLONE_EPOCHS if clone else None
+    return UpdateConfig(
+        method=method, offline=settings, gate=_GATE, kl=kl, epochs=epochs, seed=seed
+    )
 
 
 def learn(home: Path, config: UpdateConfig) -> UpdateReport:

@@ -54,6 +54,9 @@ class Method:
     draws: ClassVar[bool] = False
     """Whether it compares answers that live would give with the logged ones."""
 
+    compares: ClassVar[bool] = True
+    """Whether it learns nothing where all conversations were worth the same."""
+
     def __init__(self, settings: OfflineSettings) -> None:
         self.settings = settings
 
@@ -69,7 +72,9 @@ def exponential(advantage: Numbers, returns: Numbers, temperature: float) -> Num
     """
     import numpy as np
 
-    scale = temperature * max(float(returns.std()), 1e-9)
+    scale = temperature * float(returns.std())
+    if scale <= 1e-9 * max(1.0, float(np.abs(returns).max())):
+        return np.ones(len(advantage))  # all conversations were worth the same
     return np.exp(np.minimum(advantage / scale, np.log(MOST_WEIGHT)))
 
 

@@ -5,7 +5,8 @@ would give too, and up on the one that was given:
 
     min_Q  ½·E[(Q(s, a) − r − γ·max_a' Q(s', a'))²] + α·E[log Σ_a' exp Q(s, a') − Q(s, a)]
 
-So an answer must earn its value in the log. The best by Q at each state is imitated.
+So an answer must earn its value in the log. The best by Q at each state is imitated. Values are in
+standard deviations of the logged returns, so that α means the same whatever the scale of these is.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ class CQL(Method):
         import numpy as np
 
         data, theta = critic.data, np.zeros(critic.phi.shape[1])
+        unit = float(data.returns().std()) or 1.0  # in which α is the same for any rewards
         best = np.zeros(len(data.turn))
         for _ in range(_SWEEPS):
-            target = data.reward + data.next_values(best)
+            target = data.reward / unit + data.next_values(best)
             theta = _conservative(critic, target, self.settings.conservatism, theta)
             answers = critic.phi @ theta
             before, best = best, answers[largest_by_state(data, answers)]

@@ -19,6 +19,7 @@ class FilteredBC(Method):
     """Weight 1 for each decision of the best ``offline.share`` of the conversations, else 0."""
 
     reads = frozenset({"share"})
+    compares = False
 
     def __call__(self, critic: Critic) -> Lesson:
         """Keep the best conversations; where many are as good as the last one, all of these."""
@@ -28,11 +29,10 @@ class FilteredBC(Method):
         begins, totals = data.begins, data.totals()
         ordered = np.sort(totals[begins])[::-1]
         count = max(1, round(self.settings.share * len(ordered)))
-        least, middle = ordered[count - 1], float(np.median(ordered))
+        least = ordered[count - 1]
         kept = (totals >= least).astype(float)
-        bound = middle if self.settings.share < 1 else -np.inf
 
         def advantage(other: Decisions) -> Numbers:
-            return other.totals() - bound
+            return np.where(other.totals() >= least, 1.0, -1.0)
 
         return Lesson(kept, None, advantage)
