@@ -19,6 +19,7 @@ from agentpref.prefer.ordinary import is_whole
 from agentpref.prefer.retractions import withdraw
 from agentpref.prove.evidence import EarnedEvidence
 from agentpref.record.store import Store
+from agentpref.traces import reward_of
 from agentpref.types import BASE, THUMBS, Example, Run
 
 if TYPE_CHECKING:
@@ -64,8 +65,8 @@ def earned(
         scores: dict[str, list[float]] = {}
         for row in withdraw(feedback, comparisons).feedback:
             if row.key == key and row.score is not None:
-                scores.setdefault(row.run_id, []).append(row.score)
-                scales.add(row.scale)
+                scores.setdefault(row.run_id, []).append(reward_of(row))
+                scales.add(None if key == THUMBS else row.scale)
         if len(scales - {None}) > 1:
             raise EvaluationError(
                 f"{key!r} has scores on {len(scales - {None})} scales, {sorted(map(str, scales))}: "

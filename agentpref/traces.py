@@ -31,6 +31,9 @@ from agentpref.record.messages import canonical
 from agentpref.record.store import Store
 from agentpref.types import BASE, THUMBS, Feedback, Message, Run
 
+_APART = 10
+"""By how many times scores of two sources may differ, to be of one scale."""
+
 FAILED = "error"
 """How the result of a tool begins that failed, in any case, or the key that it has as JSON."""
 
@@ -59,8 +62,11 @@ class RewardSpec:
                 raise ConfigError(f"{name} is {value}, but must be a number")
         if not 0 < self.gamma <= 1:
             raise ConfigError(f"gamma is {self.gamma}, but must be above 0 and at most 1")
-        if not self.keys:
-            raise ConfigError("keys is empty; name a key of feedback whose scores are rewards")
+        if not any(self.keys.values()):
+            raise ConfigError(
+                f"keys is {dict(self.keys)}; name a key of feedback whose scores are rewards, with "
+                "a weight other than 0"
+            )
 
 
 class Step(NamedTuple):
@@ -160,11 +166,16 @@ def read_traces(
     for run in sorted(wanted, key=lambda run: (run.created_at, run.run_id)):
         by_name[ids[run.run_id]].append(run)
     odd = Counter[str]()
+    ends: dict[bytes, str] = {}
+    begins: dict[str, set[bytes]] = {}
     found = [
         Trace(name, _steps(path, scores, spec))
         for name, runs in by_name.items()
-        for path in _paths(runs, odd)
+        for path in _paths(name, runs, odd, ends, begins)
     ]
+    odd["split"] = sum(
+        any(ends.get(digest, name) != name for digest in own) for name, own in begins.items()
+    )
     found.sort(key=lambda trace: trace.steps[-1].run.created_at, reverse=True)
     return Traces(namespace, spec, tuple(found), odd)
 
@@ -190,15 +201,28 @@ def rewards_of(feedback: Sequence[Feedback], spec: RewardSpec) -> dict[str, floa
     """
     by_run: dict[tuple[str, str], list[float]] = defaultdict(list)
     scales: dict[str, set[Any]] = defaultdict(set)
+    largest: dict[tuple[str, str], float] = defaultdict(float)
     for row in feedback:
         if row.key in spec.keys and row.score is not None:
-            by_run[row.run_id, row.key].append(row.score)
-            scales[row.key].add(row.scale)
+            by_run[row.run_id, row.key].append(reward_of(row))
+            if row.key != THUMBS:
+                scales[row.key].add(row.scale)
+                source = (row.key, row.source)
+                largest[source] = max(largest[source], abs(row.score))
     for key, own in scales.items():
         if len(own - {None}) > 1:
             raise EvaluationError(
                 f"{key!r} has scores on {len(own - {None})} scales, so their sum has no meaning; "
                 "name another key"
+            )
+        reached = {source: size for (of, source), size in largest.items() if of == key and size}
+        if own == {None} and max(reached.values(), default=1) >= _APART * min(
+            reached.values(), default=1
+        ):
+            told = ", ".join(f"{size:g} by {source}" for source, size in sorted(reached.items()))
+            raise EvaluationError(
+                f"scores under {key!r} reach {told}, which cannot be one scale; give each scale a "
+                "key of its own"
             )
     found: dict[str, float] = defaultdict(float)
     for (run_id, key), values in by_run.items():
@@ -206,22 +230,39 @@ def rewards_of(feedback: Sequence[Feedback], spec: RewardSpec) -> dict[str, floa
     return dict(found)
 
 
-def _paths(runs: Sequence[Run], odd: Counter[str]) -> Iterator[list[Run]]:
+def reward_of(row: Feedback) -> float:
+    """What a score is worth: a like 1 and a dislike 0, however it was written; else the score."""
+    score = row.score or 0.0
+    return float(score > 0) if row.key == THUMBS else score
+
+
+def _paths(
+    name: str,
+    runs: Sequence[Run],
+    odd: Counter[str],
+    everywhere: dict[bytes, str],
+    begins: dict[str, set[bytes]],
+) -> Iterator[list[Run]]:
     """Each line of a conversation from its beginning to an end.
 
     A run follows the latest earlier one whose messages and answer its own messages begin with.
+    ``everywhere`` notes where an answer ends, and ``begins`` what a conversation begins with.
     """
     parents: list[int | None] = []
     ends: dict[bytes, int] = {}  # the latest run whose messages and answer have this digest
     for number, run in enumerate(runs):
-        digest, parent = b"", None
+        digest, parent, before = b"", None, set[bytes]()
         for message in run.prompt.messages:
             digest = _after(digest, message)
+            before.add(digest)
             found = ends.get(digest)
             if found is not None and (parent is None or found > parent):
                 parent = found
         parents.append(parent)
+        if parent is None:
+            begins.setdefault(name, set()).update(before)
         ends[_after(digest, run.output)] = number
+        everywhere[_after(digest, run.output)] = name
     children = Counter(parent for parent in parents if parent is not None)
     odd["forks"] += sum(count - 1 for count in children.values())
     odd["unconnected"] += sum(parent is None for parent in parents) - 1

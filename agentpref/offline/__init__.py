@@ -28,15 +28,16 @@ from agentpref.learn.resume import StartedUpdate
 from agentpref.models.threads import Share, sharing
 from agentpref.offline.answers import own_only
 from agentpref.offline.decisions import Conversations, scored
+from agentpref.offline.methods import load_method
 from agentpref.outcome import Outcome
 from agentpref.prefer.strata import Listed
-from agentpref.printable import in_namespace
+from agentpref.record.messages import as_json
 from agentpref.record.updates import Role
 from agentpref.repeats import digests
 from agentpref.serve.decisions import digests_of
 from agentpref.serve.validate import check_revision
 from agentpref.traces import RewardSpec, read_traces
-from agentpref.types import Example, UpdateReport, Verdict
+from agentpref.types import THUMBS, Example, UpdateReport, Verdict
 
 if TYPE_CHECKING:
     from agentpref.learn.learner import Learner
@@ -67,6 +68,7 @@ class Offline(Groundwork):
             created_at=self.created_at,
             left_out={**report.left_out, **logged.left_out, **odd},
         )
+        self._take_declared(report, logged)
         why = self._nothing(logged, serving.live)
         if why is not None:
             from agentpref.models.base import find_base
@@ -115,6 +117,10 @@ class Offline(Groundwork):
                 **asdict(training),
                 "start": "live" if live is not None else "base",
                 "method": self.config.method,
+                "data": logged.digest,
+                "conversations": len(logged.side(held_out=False)),
+                "held_out": len(logged.side(held_out=True)),
+                "imitated": len(rows.new) + sum(row.example.decision for row in rows.old),
                 **valued.told,
                 "value": asdict(evidence),
                 "shift": moved,
@@ -130,6 +136,19 @@ class Offline(Groundwork):
         checkpoints.remove(self._path)
         return report
 
+    def _take_declared(self, report: UpdateReport, logged: Conversations) -> None:
+        """Scores that are rewards are used, though no preference is made of them."""
+        runs = as_json([*logged.examples])
+        keys = as_json([*self.config.offline.rewards])
+        query = """SELECT count(*) FROM feedback WHERE key IN (SELECT value FROM json_each(?))
+            AND key <> ? AND run_id IN (SELECT value FROM json_each(?))"""
+        (used,) = self.connection.execute(query, (keys, THUMBS, runs)).fetchone()
+        left = report.left_out.get("undeclared_key", 0) - used
+        if "undeclared_key" in report.left_out:
+            report.left_out["undeclared_key"] = max(0, left)
+            if left <= 0:
+                del report.left_out["undeclared_key"]
+
     def _nothing(self, logged: Conversations, live: str | None) -> tuple[Verdict, str] | None:
         """Why there is nothing to learn: the verdict, and what is said of it."""
         keys = ", ".join(map(repr, self.config.offline.rewards))
@@ -138,6 +157,13 @@ class Offline(Groundwork):
                 f"no conversation of {self.namespace!r} has a score under {keys}: log some by "
                 "log.feedback(run_id, key=…, score=…), or name other keys: offline.rewards "
                 "(--reward)"
+            )
+        worth = [trace.value(self.config.offline.gamma) for trace in logged.traces]
+        is_flat = max(worth) - min(worth) <= 1e-12 * max(map(abs, worth))
+        if is_flat and load_method(self.config.method).compares:
+            return "nothing_usable", (
+                f"all {len(worth)} conversations earned {worth[0]:.3g}, so nothing says which "
+                f"answers are better: name rewards that differ ({keys})"
             )
         if not logged.side(held_out=False):
             return "nothing_usable", (
@@ -148,13 +174,10 @@ class Offline(Groundwork):
         fresh -= self._learned(live, "new", "held_out", "anchor")
         if not fresh:
             return "nothing_new", "live has learned from all of these conversations by this method"
-        again = in_namespace(
-            f"agentpref update --method {self.config.method} --again", self.namespace
-        )
-        if not self.wishes.again and (tried := self._tried(fresh, live)) is not None:
+        if not self.wishes.again and (tried := self._tried(logged, live)) is not None:
             return "nothing_new", (
-                f"update {tried} tried these conversations with the same settings and model; "
-                f"`{again}` repeats it"
+                f"update {tried} tried these conversations with the same settings and model; the "
+                "same command with --again repeats it"
             )
         return None
 
@@ -169,16 +192,16 @@ class Offline(Groundwork):
             if role in roles
         }
 
-    def _tried(self, fresh: set[str], live: str | None) -> str | None:
-        """The update that tried all of these decisions in the same way, if there is one."""
+    def _tried(self, logged: Conversations, live: str | None) -> str | None:
+        """The update that tried just these decisions in the same way, if there is one."""
         for one in self.updates.by_method(self.namespace, live, self.config.method):
-            is_same = not one.led_to_live and one.report["config"] == self.trace.report.config
-            used = {name for name, role in one.roles.items() if role != "waiting"}
-            if (
-                is_same
-                and fresh <= used
+            is_same = (
+                not one.led_to_live
+                and one.report["config"] == self.trace.report.config
+                and one.report.get("training", {}).get("data") == logged.digest
                 and digests_of(one.report.get("base") or {}) == digests(self.trace.report)
-            ):
+            )
+            if is_same:
                 return one.update_id
         return None
 

@@ -33,6 +33,12 @@ class Conversations:
     examples: Mapping[str, Example] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
 
+    @property
+    def digest(self) -> str:
+        """What identifies these decisions and what they led to."""
+        names = sorted(example.example_id for example in self.examples.values())
+        return hashlib.blake2b("\n".join(names).encode(), digest_size=16).hexdigest()
+
     def side(self, *, held_out: bool) -> tuple[Trace, ...]:
         """The conversations that train, or those that are held out."""
         return tuple(

@@ -100,9 +100,7 @@ def value(
         left_out,
         (planned.note(config.method),),
         {
-            "conversations": len(logged.traces),
             "valued": len({*train.runs}),
-            "imitated": len(trained),
             "plan": planned.to_mapping(),
         },
     )

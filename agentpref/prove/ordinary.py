@@ -70,8 +70,9 @@ def liked(evidence: Evidence, s: GateSettings) -> Iterator[CheckResult]:
         return
     lost, size = sum(fall > s.ordinary_loss for fall in evidence.liked), len(evidence.liked)
     passed = sign_test(lost, size - lost, one_sided=True) > 1 - s.confidence
+    who = "people liked" if evidence.value is None else "led to more than usual"
     message = (
-        f"{lost} of {size} new held-out answers that people liked are more than "
+        f"{lost} of {size} new held-out answers that {who} are more than "
         f"{dot(s.ordinary_loss)} nats per token less likely than under live"
     )
     cure = ": the other judgements ask for the opposite; look at the labels"

@@ -27,7 +27,7 @@ SURE, MUCH = 0.01, 0.25
 """An alarm is so sure, over all tags together, and so many of the new prompts are unlike others."""
 
 SHOWN = 3
-_USUAL = 0.95
+_USUAL, _FEW = 0.95, 10
 ALL = "all"
 
 
@@ -118,6 +118,8 @@ def _chance(squares: NDArray[Any], count: int, seed: int) -> float:
     """The p-value of the discrepancy of the first ``count`` rows from the others."""
     import numpy as np
 
+    from agentpref.prove.bootstrap import scipy
+
     middle = float(np.median(squares[np.triu_indices(len(squares), 1)]))
     kernel = np.exp(-squares / max(middle, 1e-12))
     np.fill_diagonal(kernel, 0.0)
@@ -133,7 +135,13 @@ def _chance(squares: NDArray[Any], count: int, seed: int) -> float:
     among = ((others @ kernel) * others).sum(1) / (rest * (rest - 1))
     between = ((sides @ kernel) * others).sum(1) / (count * rest)
     found = within + among - 2 * between
-    return float((found >= found[0] - 1e-12).mean())
+    larger = int((found >= found[0] - 1e-12).sum())
+    if larger > _FEW:
+        return larger / len(found)
+    # Beyond what shuffles show, the tail of a gamma distribution with their moments (section 3.2).
+    stats, shuffled = scipy("stats"), found[1:]
+    skew = max(float(stats.skew(shuffled)), 1e-3)
+    return float(stats.pearson3.sf(found[0], skew, shuffled.mean(), max(shuffled.std(), 1e-30)))
 
 
 def points(

@@ -150,7 +150,7 @@ def written(evidence: Evidence) -> CheckResult:
         )
     else:
         message = _listed(shown)
-        message += f"; not: {_listed(rest)}" if rest else ""
+        message = "; ".join(filter(None, (message, f"not: {_listed(rest)}" if rest else "")))
     cure = ": train longer or with a higher rate, on answers that the model itself wrote"
     if evidence.cut_short:
         cure = ": max_minutes stopped the training: raise it"

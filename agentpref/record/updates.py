@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 
 import orjson
 
+from agentpref.config import PREFERENCES
 from agentpref.errors import UpdateError
 from agentpref.home import Home
 from agentpref.record.chains import Chains
@@ -409,7 +410,8 @@ class Rebuild:
 
     ``tainted`` names the live revision, the canary or both. ``clean`` is the last revision of the
     live one's line that is clean and may serve (perhaps the live one itself), or ``"base"``.
-    ``model`` is the base model as it was given to the update.
+    ``model`` is the base model as it was given to the update, and ``method`` the options of one
+    that learned from conversations.
     """
 
     home: str
@@ -417,14 +419,17 @@ class Rebuild:
     tainted: tuple[str, ...]
     clean: str
     model: str
+    method: str = ""
 
     @property
     def commands(self) -> tuple[str, ...]:
         """The commands that rebuild: serve the clean revision now, then learn again from it."""
         where = f"--home {shlex.quote(self.home)} --namespace {shlex.quote(self.namespace)}"
+        update = f"agentpref update --model {shlex.quote(self.model)} {where}"
         return (
             f"agentpref adapters promote {self.clean} {where}",
-            f"agentpref update --model {shlex.quote(self.model)} {where}",
+            update,
+            *((f"{update} {self.method}",) if self.method else ()),
         )
 
 
@@ -454,15 +459,27 @@ def last_clean(connection: sqlite3.Connection, revision: str | None) -> str:
 def rebuilds(connection: sqlite3.Connection, home: Home) -> tuple[Rebuild, ...]:
     """Say how to rebuild each namespace that a tainted revision serves."""
     query = (
-        "SELECT revision_id, coalesce(json_extract(manifest, '$.base.name'), 'MODEL')"
+        "SELECT revision_id, coalesce(json_extract(manifest, '$.base.name'), 'MODEL'),"
+        " json_extract(manifest, '$.training.config')"
         " FROM revision WHERE tainted_at IS NOT NULL"
     )
-    models: dict[str, str] = dict(connection.execute(query))
+    models = {name: (model, _method(config)) for name, model, config in connection.execute(query)}
     query = "SELECT namespace, live, canary FROM serving ORDER BY namespace"
     found = []
     for namespace, *serving in connection.execute(query).fetchall():
         tainted = tuple(name for name in serving if name in models)
         if tainted:
             clean = last_clean(connection, serving[0])
-            found.append(Rebuild(str(home.path), namespace, tainted, clean, models[tainted[0]]))
+            found.append(Rebuild(str(home.path), namespace, tainted, clean, *models[tainted[0]]))
     return tuple(found)
+
+
+def _method(config: str | None) -> str:
+    """The options of an update that learned from conversations; empty for another."""
+    settings = orjson.loads(config or "{}")
+    method = settings.get("method", PREFERENCES)
+    if method == PREFERENCES:
+        return ""
+    rewards = settings["offline"]["rewards"].items()
+    keys = " ".join(f"--reward {shlex.quote(f'{key}={weight:g}')}" for key, weight in rewards)
+    return f"--method {method} {keys}"

@@ -176,16 +176,21 @@ def parse_rewards(given: Sequence[str] | None) -> dict[str, float]:
     """The weights of ``--reward KEY[=WEIGHT]``, by key; 1 where none is given.
 
     Raises:
-        typer.BadParameter: a weight is no number.
+        typer.BadParameter: a weight is no number, or a key is given twice.
     """
-    found = {}
+    found: dict[str, float] = {}
     for text in given or ():
-        key, _, weight = text.partition("=")
+        key, sign, weight = text.partition("=")
         try:
-            found[key] = float(weight or 1)
+            value = float(weight) if sign else 1.0
         except ValueError:
+            value = math.nan
+        if not key or not math.isfinite(value):
             raise typer.BadParameter(
                 f"{text!r} is no KEY=WEIGHT with a number, such as resolved=2",
                 param_hint="--reward",
-            ) from None
+            )
+        if key in found:
+            raise typer.BadParameter(f"{key!r} is given twice", param_hint="--reward")
+        found[key] = value
     return found

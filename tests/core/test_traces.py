@@ -74,7 +74,7 @@ def test_an_answer_that_is_asked_for_again_makes_a_fork_with_two_ends(home):
     found = read_traces(home)
     paths = {tuple(step.run.run_id for step in trace.steps) for trace in found.traces}
     assert paths == {(first, second), (first, other)}
-    assert found.odd == {"forks": 1, "unconnected": 0}
+    assert found.odd == {"forks": 1, "unconnected": 0, "split": 0}
     assert [trace.value() for trace in found.traces] == [1.0, 1.0]
 
 
@@ -136,7 +136,8 @@ def test_a_key_with_two_scales_has_no_sum():
         ({"gamma": 0.0}, "gamma is 0.0"),
         ({"gamma": 1.5}, "gamma is 1.5"),
         ({"cost": float("nan")}, "cost is nan"),
-        ({"keys": {}}, "keys is empty"),
+        ({"keys": {}}, "keys is {}"),
+        ({"keys": {"a": 0.0}}, "a weight other than 0"),
         ({"keys": {"a": float("inf")}}, "a is inf"),
     ],
 )
@@ -156,7 +157,7 @@ def test_the_newest_conversations_are_read_and_statistics_say_what_is_there(home
     assert stats == {
         "traces": 4, "steps": 8, "longest": 2, "with_reward": 4, "with_logprobs": 0,
         "returns": {"mean": 0.5, "lowest": 0.0, "median": 0.5, "highest": 1.0},
-        "revisions": {"base": 8}, "odd": {"forks": 0, "unconnected": 0},
+        "revisions": {"base": 8}, "odd": {"forks": 0, "unconnected": 0, "split": 0},
     }  # fmt: skip
     assert orjson.dumps(stats)
 
@@ -164,3 +165,31 @@ def test_the_newest_conversations_are_read_and_statistics_say_what_is_there(home
 def test_a_home_without_runs_has_no_traces(home):
     agentpref.Log(home).close()
     assert read_traces(home).stats()["returns"] is None
+
+
+def test_a_conversation_without_the_name_of_its_thread_is_told(home):
+    with agentpref.Log(home) as log:
+        for name in "ab":
+            log.record([user(name)], said("b"))
+            log.record([user(name), said("b"), user("c")], said("d"))
+        converse(log, user("x"), said("y"), user("z"), said("d"), thread="t")
+    assert read_traces(home).odd["split"] == 2
+
+
+def test_likes_are_worth_one_and_dislikes_nothing_however_they_were_written(home):
+    with agentpref.Log(home) as log:
+        for number, score in enumerate((1, -1, 1, 0)):
+            run = log.record([user(f"{number}")], said("b"), thread_id=f"t{number}")
+            log.feedback(run, key="thumbs", score=score)
+    values = {trace.id: trace.value() for trace in read_traces(home).traces}
+    assert values == {"t0": 1.0, "t1": 0.0, "t2": 1.0, "t3": 0.0}
+
+
+def test_scores_of_two_sources_that_cannot_be_one_scale_are_refused(home):
+    with agentpref.Log(home) as log:
+        run = log.record([user("a")], said("b"))
+        log.feedback(run, key="resolved", score=4.0, source="code")
+        log.feedback(run, key="resolved", score=87.0, source="human")
+    spec = RewardSpec(keys={"resolved": 1.0})
+    with pytest.raises(EvaluationError, match="reach 4 by code, 87 by human"):
+        read_traces(home, spec)

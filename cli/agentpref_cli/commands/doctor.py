@@ -229,9 +229,9 @@ def _shift(namespace: str, last: tuple[str, list[dict[str, Any]]] | None) -> Ite
         yield Finding(
             "shift",
             True,
-            f"{one['unlike']:.0%} of the new prompts of update {update_id} in {namespace!r} "
-            f"(tag: {one['tag']}) are like none learned before: collect judgements of such, and "
-            f"look at `agentpref show {one['farthest'][0]}`",
+            f"an alarm: {one['unlike']:.0%} of the new prompts of update {update_id} in "
+            f"{namespace!r} (tag: {one['tag']}) are like none learned before: collect judgements "
+            f"of such, and look at `agentpref show {one['farthest'][0]}`",
         )
 
 

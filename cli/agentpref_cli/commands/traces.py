@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 _ODD = {
     "forks": "answers were asked for again, so that a conversation has several ends",
+    "split": "conversations begin with what another one says: give all runs of one the same "
+    "thread_id",
     "unconnected": "runs share a trace or thread and do not follow one another",
 }
 

@@ -204,7 +204,9 @@ def update(
     if method is not None:
         settings["method"] = method
     if reward:
-        settings.setdefault("offline", {})["rewards"] = options.parse_rewards(reward)
+        if "rewards" in settings.setdefault("offline", {}):
+            raise ConfigError("--reward and offline.rewards are both given; leave one of them out")
+        settings["offline"]["rewards"] = options.parse_rewards(reward)
     checked = UpdateConfig.from_mapping(settings)
     process.give_way(nice)
     run_update: Callable[..., UpdateReport] = update_here
@@ -363,8 +365,9 @@ def _training(report: Mapping[str, Any]) -> Iterator[str]:
         return
     if method := training.get("method"):
         yield (
-            f"{method}: {training['imitated']:,} of {training['valued']:,} decisions of "
-            f"{training['conversations']:,} conversations are imitated"
+            f"{method}: {training['imitated']:,} of {training['valued']:,} decisions are imitated, "
+            f"of {training['conversations']:,} conversations; {training['held_out']:,} more are "
+            "held out"
         )
     planned, resumed_at = training.get("planned_steps"), training.get("resumed_at")
     if resumed_at:

@@ -66,6 +66,7 @@ def _row(entry: Entry, state: ServingState) -> dict[str, Any]:
         "verdict": entry.verdict,
         "pairs": counts.get(trained, 0),
         "thumbs": counts.get(f"{trained}_thumbs", 0),
+        "decisions": counts.get(f"{trained}_decisions", 0),
         "set_aside": sum(
             one["examples"]
             for one in report.get("set_aside", ())
@@ -96,7 +97,7 @@ def _show(rows: Sequence[Mapping[str, Any]]) -> None:
             "time": moment(row["created_at"])[:_TO_THE_MINUTE],
             "namespace": row["namespace"],
             "verdict": row["verdict"].replace("_", " ") + many,
-            "examples": row["pairs"] + row["thumbs"],
+            "examples": row["pairs"] + row["thumbs"] + row["decisions"],
             "accuracy": " -> ".join(shares) or None,
             "took": None if row["seconds"] is None else f"{row['seconds']:,.0f} s",
             "serves": row["serves"],

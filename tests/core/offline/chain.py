@@ -42,7 +42,7 @@ def logged(seed: int, count: int = 600, *, paid: float = 1.0) -> Decisions:
     state, action, reward, after, trace = (np.array(column) for column in zip(*rows, strict=True))
     answers = np.arange(3 * STATES)
     seen = np.bincount(3 * state + action, minlength=3 * STATES)
-    often = seen / np.bincount(state, minlength=STATES)[answers // 3]
+    often = seen / np.maximum(np.bincount(state, minlength=STATES), 1)[answers // 3]
     return Decisions(
         turn=np.eye(STATES),
         answer=np.eye(3 * STATES),
@@ -55,6 +55,7 @@ def logged(seed: int, count: int = 600, *, paid: float = 1.0) -> Decisions:
         after=after,
         weight=np.ones(len(rows)),
         trace=trace,
+        thread=trace,
         gamma=GAMMA,
     )
 

@@ -77,10 +77,10 @@ def test_conversations_without_a_score_teach_nothing_and_are_counted(home: Path)
     assert {e.origin for e in found.examples.values()} == {"decision"}
 
 
-def test_how_a_conversation_begins_decides_about_all_of_it(home: Path) -> None:
+def test_the_thread_of_a_conversation_decides_about_all_of_it(home: Path) -> None:
     with Log(home) as log:
         for number in range(60):
-            talk(log, f"t{number}", 1.0, turns=3)
+            talk(log, f"t{number}", 1.0, turns=3, begin="Hi")  # as many of them do
     found = read(home)
     held, trained = (found.side(held_out=side) for side in (True, False))
     assert len(held) + len(trained) == 60
@@ -131,6 +131,7 @@ def test_a_step_that_two_conversations_share_counts_once(home: Path) -> None:
     held = found.examples[first].held_out
     layout = laid(found, held_out=held)
     assert layout.runs.count(first) == 2
+    assert {*layout.data.thread.tolist()} == {0}  # they are one conversation to a resample
     assert (
         sum(w for w, run in zip(layout.data.weight, layout.runs, strict=True) if run == first) == 1
     )
@@ -146,6 +147,23 @@ def test_a_step_before_one_that_cannot_be_read_is_left_out(home: Path) -> None:
     layout = laid(found, held_out=held, without=frozenset({runs[1]}))
     assert layout.runs == (runs[2],)
     assert layout.unfinished == 1
+
+
+def test_steps_before_a_gap_are_linked_to_no_other_conversation(home: Path) -> None:
+    with Log(home) as log:
+        for name in "abcd":
+            talk(log, name, 1.0, turns=3)
+    found = read(home)
+    for held_out in (False, True):
+        traces = found.side(held_out=held_out)
+        gone = frozenset(trace.steps[2].run.run_id for trace in traces[::2])
+        layout = laid(found, held_out=held_out, without=gone)
+        data, whole = layout.data, len(traces[1::2])
+        assert len(data) == 3 * whole
+        assert layout.unfinished == 2 * len(traces[::2])
+        assert data.begins.sum() == whole
+        assert [*data.after] == [n + 1 if n % 3 < 2 else -1 for n in range(3 * whole)]
+        assert sorted({*data.trace.tolist()}) == [*range(whole)]
 
 
 def test_more_answers_are_added_once(home: Path) -> None:

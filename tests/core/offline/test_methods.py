@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from agentpref.config import OfflineSettings
 from agentpref.errors import ConfigError
 from agentpref.offline import critics
 from agentpref.offline.critics import (
+    Basis,
     Critic,
     Decisions,
     answers_of,
@@ -56,9 +58,6 @@ def test_imitating_whole_conversations_cannot(seed: int) -> None:
 @pytest.mark.parametrize("name", METHODS)
 def test_the_scale_of_the_rewards_does_not_matter_to_what_is_imitated(name: str) -> None:
     one, ten = (learned(name, logged(0, paid=paid)) for paid in (1.0, 10.0))
-    if name == "cql":  # whose pessimism is on the scale of the values
-        assert (one.choice == ten.choice).mean() >= 0.8
-        return
     assert one.weights == pytest.approx(ten.weights, rel=1e-4)
     assert one.choice is None or (one.choice == ten.choice).all()
 
@@ -111,14 +110,18 @@ def test_fitted_q_evaluation_says_what_a_policy_earns(
     monkeypatch.setattr(critics, "RIDGE", ridge)
     data = logged(seed)
     critic, begins = Critic.on(data), data.state[data.begins]
-    right = planned(critic, critic.phi[3 * np.arange(STATES)])
+    (right,) = planned(critic, [critic.phi[3 * np.arange(STATES)]])
     going = np.eye(3)[np.zeros(STATES, int)]
     truth = np.mean([value(going, int(state), gamma=GAMMA) for state in begins])
     assert right == pytest.approx(truth, abs=error)
-    cloned = planned(critic, answers_of(critic, np.ones(len(data))))
+    (cloned,) = planned(critic, [answers_of(critic, np.ones(len(data)))])
     of_log = policy_of(data, np.ones(len(data)), None)
     truth = np.mean([value(of_log, int(state), gamma=GAMMA) for state in begins])
     assert cloned == pytest.approx(truth, abs=error)
+
+
+def found_of(critic: Critic, settings: OfflineSettings):
+    return load_method("iql")(settings)(critic)
 
 
 def test_the_plan_tells_stitching_from_none() -> None:
@@ -131,10 +134,14 @@ def test_the_plan_tells_stitching_from_none() -> None:
     assert "no better" not in found.note("iql")
     same = plan(critic, filtered, filtered, seed=0)
     assert same.over_filtered == (0.0, 0.0)
-    assert "no better than filtered behaviour cloning" in same.note("filtered-bc")
+    assert "no better than filtered behaviour cloning" in same.note("mine")
+    assert "no better" not in same.note("filtered-bc")
+    worse = plan(critic, load_method("awr")(settings)(critic), found_of(critic, settings), seed=0)
+    assert "worse than filtered behaviour cloning" in worse.note("awr")
 
 
-def test_an_expectile_rises_with_tau_from_the_mean() -> None:
+def test_an_expectile_rises_with_tau_from_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(critics, "RIDGE", 1e-9)
     data = logged(0)
     critic, returns = Critic.on(data), data.returns()
     found = [
@@ -175,3 +182,49 @@ def test_what_is_no_method_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("agentpref.plugins.load", lambda group, name: len)
     with pytest.raises(ConfigError, match="must be a subclass of Method"):
         load_method("mine")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_constant_is_nobodys_merit(name: str) -> None:
+    """Each conversation is one decision here, so the same more for each changes no return."""
+    data = logged(0)
+    alone = replace(data, after=np.full(len(data), -1), trace=np.arange(len(data)))
+    usual, offset = (learned(name, replace(alone, reward=alone.reward + c)) for c in (0.0, 1000.0))
+    assert usual.weights == pytest.approx(offset.weights, abs=0.05)
+    assert usual.choice is None or (usual.choice == offset.choice).mean() > 0.9
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_where_all_earned_the_same_all_weigh_the_same(name: str) -> None:
+    data = logged(0)
+    for reward in (-1.0, 0.0, 1.0):
+        flat = replace(data, after=np.full(len(data), -1), reward=np.full(len(data), reward))
+        assert learned(name, flat).weights == pytest.approx(np.ones(len(data)))
+    assert load_method(name).compares is (name != "filtered-bc")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 14])
+@pytest.mark.parametrize("name", METHODS)
+def test_few_conversations_are_planned_too(name: str, count: int) -> None:
+    data = logged(5, count)
+    critic, settings = Critic.on(data), OfflineSettings()
+    filtered = load_method("filtered-bc")(OfflineSettings(share=0.01))(critic)
+    found = plan(critic, load_method(name)(settings)(critic), filtered, seed=0)
+    assert np.isfinite([found.logged, found.filtered, found.method]).all()
+
+
+def test_of_many_columns_the_main_directions_are_read() -> None:
+    source = np.random.default_rng(0)
+    plain = source.normal(size=(400, 20)) @ source.normal(size=(20, 900))
+    basis = Basis.of(plain)
+    few = basis(plain)
+    assert few.shape == (400, 21)  # as many as there are
+    scaled = (plain - plain.mean(0)) / plain.std(0) / 30
+    assert few[:, :-1] @ few[:, :-1].T == pytest.approx(scaled @ scaled.T, abs=1e-6)
+    assert Basis.of(source.normal(size=(1500, 900)))(plain).shape == (400, 257)
+
+
+def test_the_halves_of_good_conversations_are_liked_however_many_there_are() -> None:
+    data = logged(0)
+    good = replace(data, reward=np.where(data.done, 1.0, 0.0), gamma=1.0)
+    assert (learned("filtered-bc", good).advantage(good) > 0).all()

@@ -88,10 +88,15 @@ def test_the_report_says_what_became_of_every_decision(learned: Learned) -> None
     assert idle == training["valued"] - training["imitated"]
     assert used + idle == there
     assert training["method"] == "iql"
-    assert training["conversations"] == CONVERSATIONS
-    assert training["plan"]["method"] >= training["plan"]["logged"]
+    assert training["conversations"] + training["held_out"] == CONVERSATIONS
+    assert training["imitated"] == counts["trained_decisions"]
+    assert "undeclared_key" not in learned.report.left_out
+    assert training["plan"]["method"] >= training["plan"]["logged"] - 0.05
     assert counts["waiting"] == 1  # the pair is for another update
-    assert any(note.startswith("planned: conversations earned") for note in learned.report.notes)
+    assert any(
+        note.startswith("planned, discounted: conversations earned")
+        for note in learned.report.notes
+    )
 
 
 def test_the_gate_says_what_held_out_conversations_would_earn(learned: Learned) -> None:
@@ -118,7 +123,7 @@ def test_the_same_again_is_nothing_new_unless_it_is_asked_for(learned: Learned) 
     again = learned.update(CONFIG)
     assert again.verdict == "nothing_new"
     assert learned.report.update_id in again.notes[-1]
-    assert "agentpref update --method iql --again" in again.notes[-1]
+    assert "the same command with --again" in again.notes[-1]
     with pytest.raises(ModelNotFound):
         agentpref.update(learned.folder, model="nowhere", config=CONFIG)
 
@@ -131,3 +136,14 @@ def test_without_scored_conversations_nothing_is_usable(tmp_path: Path) -> None:
     assert report.verdict == "nothing_usable"
     assert "has a score under 'thumbs'" in report.notes[-1]
     assert report.left_out["conversation_without_reward"] == CONVERSATIONS + 2
+
+
+def test_where_all_earned_the_same_nothing_is_trained_but_by_cloning(tmp_path: Path) -> None:
+    Home.create(tmp_path / "home")
+    with Log(tmp_path / "home") as log:
+        for number in range(30):
+            run = log.record([asked(number)], GOOD, model="tiny", thread_id=f"t{number}")
+            log.feedback(run, key="won", score=-1.0, source="code")
+    report = agentpref.update(tmp_path / "home", model="tiny", config=CONFIG)
+    assert report.verdict == "nothing_usable"
+    assert "all 30 conversations earned -1, so nothing says which" in report.notes[-1]

@@ -60,3 +60,13 @@ def test_a_prompt_counts_once() -> None:
     new = points(0, 30) * 4
     (found,) = shifts(new, points(1, 30, first=500), seed=0)
     assert found.new == 30
+
+
+def test_of_many_tags_one_that_moved_is_still_told() -> None:
+    old = [one for n in range(20) for one in points(n, 30, tag=f"t{n:02}")]
+    new = [
+        one
+        for n in range(20)
+        for one in points(100 + n, 30, tag=f"t{n:02}", centre=8.0 * (n == 7), first=500)
+    ]
+    assert [one.tag for one in shifts(new, old, seed=0) if one.alarm] == ["t07"]

@@ -26,7 +26,8 @@ def found(live: float = 0.3, candidate: float = 0.6, error: float = 0.05, **more
         (found(candidate=0.3), "open"),
         (found(candidate=0.1), "loss"),
         (found(error=0.0), "proven"),
-        (found(candidate=0.3, error=0.0), "loss"),
+        (found(candidate=0.3, error=0.0), "open"),
+        (found(candidate=0.3 + 1e-9, error=1e-10), "open"),
     ],
 )
 def test_a_gain_is_proven_by_its_size_against_its_error(
@@ -56,6 +57,7 @@ def test_each_look_asks_for_more() -> None:
         (found(unsupported=0.2), "20% of what the candidate would say is like no logged answer"),
         (found(unsupported_live=0.5), "50% of what live would say is like no logged answer"),
         (found(candidate=math.nan), "no finite number"),
+        (found(error=math.nan), "no finite number"),
     ],
 )
 def test_where_the_log_does_not_tell_no_number_is_said(evidence: ValueEvidence, why: str) -> None:
