@@ -27,11 +27,10 @@ THINGS = ("printer", "router", "phone", "camera", "lamp", "heater", "radio", "cl
 NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Frank", "Greta", "Henry", "Ida", "Jack", "Kate",
          "Leo", "Mia", "Noah", "Olga", "Paul", "Rosa", "Sam", "Tina", "Victor")  # fmt: skip
 
-STEPS = ("check the plug", "press the button", "clean the filter", "open the cover",
-         "turn the dial", "test the light", "change the fuse", "tighten the screw",
-         "close the lid")  # fmt: skip
+STEPS = ("open the box", "move the table", "turn the key", "change the lamp", "close the door",
+         "read the number", "move the phone", "open the door", "close the box")  # fmt: skip
 SAID = (
-    ("Please {step}.", "Next, {step} of your {thing}."),
+    ("Please {step}.", "Please {step} now."),
     ("Shall we settle it here?", "I offer to settle it."),
     ("Sorry, I cannot go on.", "I cannot help you here."),
 )
@@ -60,7 +59,7 @@ class Case:
     def say(self, action: int) -> str:
         """One of the ways to put an action."""
         step = STEPS[self.state]
-        return self.source.choice(SAID[action]).format(thing=self.thing, step=step)
+        return self.source.choice(SAID[action]).format(step=step)
 
     def answer(self, text: str) -> float:
         """Take an answer; what is neither the right step nor an offer to settle drops the case."""
