@@ -35,8 +35,8 @@ from agentpref.evaluation import SHARED_SETTINGS, Evaluating
 from agentpref.evaluation.choices import named_revisions
 from agentpref.home import Home
 from agentpref.models.threads import sharing
-from agentpref.reading import Since, selection
 from agentpref.record.database import connect, translated
+from agentpref.record.pages import Since, selection
 from agentpref.record.store import Store
 from agentpref.serve.registry import Registry
 from agentpref.types import BASE, THUMBS, Progress

@@ -14,7 +14,6 @@ import sqlite3
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import fields
-from datetime import date, datetime, time, timedelta
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Generic, TypeAlias, TypeVar
 
@@ -27,6 +26,7 @@ from agentpref.prefer.walk import walk_pairs
 from agentpref.record import pages
 from agentpref.record.database import connect, translated
 from agentpref.record.pages import Selection
+from agentpref.record.pages import selection as selection
 from agentpref.record.store import Store
 from agentpref.record.updates import Updates
 from agentpref.serve.backend import Revision
@@ -46,9 +46,6 @@ if TYPE_CHECKING:
     import pyarrow
 
 T = TypeVar("T")
-Since: TypeAlias = "float | str | date | timedelta | None"
-"""A time: POSIX seconds, ISO 8601 text, a date, or an age; a time without a zone is local."""
-
 Beside: TypeAlias = "Mapping[str, Any]"
 """Columns that a record does not hold itself, by name."""
 
@@ -215,44 +212,6 @@ def read_revisions(home: Home, which: Selection) -> Records[Revision]:
             yield revision, {"serves": serves}
 
     return _records(home, which, "revisions", read)
-
-
-def selection(
-    namespace: str,
-    since: Since = None,
-    limit: int | None = None,
-    *,
-    thread: str | None = None,
-    tag: str | None = None,
-) -> Selection:
-    """Check what a notebook asks for.
-
-    Raises:
-        ConfigError: a time cannot be read, or a limit is not a number of rows.
-    """
-    if limit is not None and (type(limit) is not int or limit < 0):
-        raise ConfigError(f"limit is {limit!r}; give a number of rows, or None for all")
-    return Selection(namespace, None if since is None else _seconds(since), thread, tag, limit)
-
-
-def _seconds(since: float | str | date | timedelta) -> float:
-    """A time as POSIX seconds."""
-    try:
-        if isinstance(since, str):
-            since = datetime.fromisoformat(since.strip().replace("Z", "+00:00"))
-        if isinstance(since, timedelta):
-            return datetime.now().timestamp() - since.total_seconds()
-        if isinstance(since, date):
-            since = since if isinstance(since, datetime) else datetime.combine(since, time())
-            return since.timestamp()
-        if not isinstance(since, bool) and math.isfinite(since):
-            return float(since)
-    except (TypeError, ValueError, OverflowError):
-        pass
-    raise ConfigError(
-        f"since is {since!r}; give seconds since 1970, a date, a datetime, text such as "
-        "'2026-11-19', or a timedelta for an age"
-    )
 
 
 def namespaces(home: Home) -> list[str]:

@@ -25,9 +25,9 @@ from agentpref.errors import ConfigError, EvaluationError
 from agentpref.home import Home
 from agentpref.prefer.examples import as_asked
 from agentpref.prefer.retractions import withdraw
-from agentpref.reading import Since, selection
 from agentpref.record.database import connect, translated
 from agentpref.record.messages import canonical
+from agentpref.record.pages import Since, selection
 from agentpref.record.store import Store
 from agentpref.types import BASE, THUMBS, Feedback, Message, Run
 

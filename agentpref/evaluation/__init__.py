@@ -34,8 +34,8 @@ from agentpref.models.threads import sharing
 from agentpref.prefer.examples import split_point
 from agentpref.prefer.strata import sample
 from agentpref.prefer.trained import trained_points
-from agentpref.reading import Since, selection
 from agentpref.record.database import connect, translated
+from agentpref.record.pages import Since, selection
 from agentpref.record.store import Store
 from agentpref.serve import decisions
 from agentpref.serve.backend import Revision

@@ -33,8 +33,8 @@ from agentpref.prefer.judges.winrate import (
     ratings,
 )
 from agentpref.prefer.strata import sample
-from agentpref.reading import selection
 from agentpref.record.database import connect, translated
+from agentpref.record.pages import selection
 from agentpref.record.store import Store
 from agentpref.serve.backend import GenerationRequest, Reply
 from agentpref.serve.registry import Registry

@@ -11,8 +11,10 @@ from __future__ import annotations
 import math
 import sqlite3
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, TypeVar
+from datetime import date, datetime, time, timedelta
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+from agentpref.errors import ConfigError
 from agentpref.record.chains import Chains, read_feedback, read_run
 from agentpref.record.messages import COMPARISON_COLUMNS, FEEDBACK_COLUMNS, RUN_COLUMNS
 from agentpref.record.store import Store
@@ -22,6 +24,10 @@ PAGE = 256
 """How many rows, with all their messages, are in memory at a time."""
 
 T = TypeVar("T")
+
+
+Since: TypeAlias = "float | str | date | timedelta | None"
+"""A time: POSIX seconds, ISO 8601 text, a date, or an age; a time without a zone is local."""
 
 
 class Selection(NamedTuple):
@@ -36,6 +42,44 @@ class Selection(NamedTuple):
     thread: str | None = None
     tag: str | None = None
     limit: int | None = None
+
+
+def selection(
+    namespace: str,
+    since: Since = None,
+    limit: int | None = None,
+    *,
+    thread: str | None = None,
+    tag: str | None = None,
+) -> Selection:
+    """Check what a notebook asks for.
+
+    Raises:
+        ConfigError: a time cannot be read, or a limit is not a number of rows.
+    """
+    if limit is not None and (type(limit) is not int or limit < 0):
+        raise ConfigError(f"limit is {limit!r}; give a number of rows, or None for all")
+    return Selection(namespace, None if since is None else _seconds(since), thread, tag, limit)
+
+
+def _seconds(since: float | str | date | timedelta) -> float:
+    """A time as POSIX seconds."""
+    try:
+        if isinstance(since, str):
+            since = datetime.fromisoformat(since.strip().replace("Z", "+00:00"))
+        if isinstance(since, timedelta):
+            return datetime.now().timestamp() - since.total_seconds()
+        if isinstance(since, date):
+            since = since if isinstance(since, datetime) else datetime.combine(since, time())
+            return since.timestamp()
+        if not isinstance(since, bool) and math.isfinite(since):
+            return float(since)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ConfigError(
+        f"since is {since!r}; give seconds since 1970, a date, a datetime, text such as "
+        "'2026-11-19', or a timedelta for an age"
+    )
 
 
 def runs(connection: sqlite3.Connection, which: Selection) -> Iterator[Run]:
