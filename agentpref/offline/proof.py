@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from agentpref.offline import answers as asking
 from agentpref.offline.answers import own_only
-from agentpref.offline.critics import Basis, Critic, answers_of, planned
+from agentpref.offline.critics import Critic, answers_of, planned
 from agentpref.prove.evidence import ValueEvidence
 from agentpref.prove.probes import token_limit
 
@@ -32,7 +32,7 @@ _FILTERED = "filtered-bc"
 DRAWS = 2
 """How many answers of each policy at a held-out state say what it would do there."""
 
-_RARE = 0.1  # of a few logged answers some are odd themselves
+_RARE, _LEAST_SPREAD = 0.1, 0.05  # of a few logged answers some are odd themselves
 _POLICIES: tuple[Policy, Policy] = ("live", "candidate")
 
 
@@ -126,7 +126,8 @@ def prove(
     if not conversations:
         return ValueEvidence(0.0, 0.0, 0.0, 0)
     limit = token_limit([own_only(row) for row in layout.rows])
-    basis, columns, said_features = Basis.of(layout.data.answer), {}, {}
+    critic = Critic.on(layout.data)
+    columns, strange = list[Any](), list[float]()
     for policy in _POLICIES:
         said = asking.draw(
             learner,
@@ -139,30 +140,32 @@ def prove(
             progress=learner.progress,
         )
         features = asking.features_of(learner, reader, layout.rows, said)
-        said_features[policy] = features
-        columns[policy] = np.stack([basis(own).mean(0) for own in features])
-    critic = Critic.on(layout.data)
-    both = [columns[policy] for policy in _POLICIES]
-    live, candidate = planned(critic, both)
+        columns.append(np.stack([critic.answers(own).mean(0) for own in features]))
+        strange.append(unlike(layout.data.answer, np.concatenate(features)))
+    live, candidate = planned(critic, columns)
     apart = []
     for counts in _resamples(layout.data, RESAMPLES, config.seed):
-        before, after = planned(critic, both, layout.data.weight * counts)
+        before, after = planned(critic, columns, layout.data.weight * counts)
         apart.append(after - before)
-    strange = [_unlike(critic.phi, basis, said_features[policy]) for policy in _POLICIES]
     error = float(np.std(apart))
     return ValueEvidence(live, candidate, error, conversations, strange[1], strange[0])
 
 
-def _unlike(logged: NDArray[Any], basis: Basis, features: Sequence[NDArray[Any]]) -> float:
-    """The share of some answers that are like no logged one.
+def unlike(logged: NDArray[Any], said: NDArray[Any]) -> float:
+    """The share of answers that are like no logged one, by their features, ``[m, D]`` each.
 
     One is unlike them that is twice as far from the nearest as nine in ten of them are from theirs.
+    What hardly varies in the log counts much where it does in the answers.
     """
     import numpy as np
 
-    among = _nearest(logged, logged, own=True)
-    far = 2 * float(np.quantile(among, 1 - _RARE))
-    return float((_nearest(basis(np.concatenate(features)), logged) > far).mean())
+    if len(logged) < 2:
+        return 0.0
+    spread = logged.std(0)
+    size = np.maximum(spread, max(_LEAST_SPREAD * float(np.median(spread)), 1e-6))
+    known, new = ((rows.astype(np.float64) - logged.mean(0)) / size for rows in (logged, said))
+    far = 2 * float(np.quantile(_nearest(known, known, own=True), 1 - _RARE))
+    return float((_nearest(new, known) > far).mean())
 
 
 def _nearest(of: NDArray[Any], to: NDArray[Any], *, own: bool = False) -> NDArray[Any]:
