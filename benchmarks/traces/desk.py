@@ -7,7 +7,8 @@ settle; the rest are taken over from another desk at 4, with its transcript, and
 actions are random. So imitating whole conversations earns .3 at best from the start, and the best
 policy, put together from the beginnings of some and the ends of others, 1.0.
 
-The right step is another one in each state: to know the last ones says nothing of the first ones.
+The words that lead on in one state settle or drop the case in another, so that to know what is right
+in the last states says nothing of the first ones.
 """
 
 from __future__ import annotations
@@ -27,13 +28,17 @@ THINGS = ("printer", "router", "phone", "camera", "lamp", "heater", "radio", "cl
 NAMES = ("Anna", "Ben", "Clara", "David", "Emma", "Frank", "Greta", "Henry", "Ida", "Jack", "Kate",
          "Leo", "Mia", "Noah", "Olga", "Paul", "Rosa", "Sam", "Tina", "Victor")  # fmt: skip
 
-STEPS = ("open the box", "move the table", "turn the key", "change the lamp", "close the door",
-         "read the number", "move the phone", "open the door", "close the box")  # fmt: skip
 SAID = (
-    ("Please {step}.", "Please {step} now."),
-    ("Shall we settle it here?", "I offer to settle it."),
-    ("Sorry, I cannot go on.", "I cannot help you here."),
+    ("Please open the box.", "Please open the box now."),
+    ("Please turn the key.", "Please turn the key now."),
+    ("Please move the table.", "Please move the table now."),
 )
+_MARKS = ("open the box", "turn the key", "move the table")
+
+
+def words_for(action: int, state: int) -> int:
+    """Which words mean an action in a state: what leads on here settles or drops elsewhere."""
+    return (action + state) % len(SAID)
 
 
 class Turn(NamedTuple):
@@ -58,13 +63,12 @@ class Case:
 
     def say(self, action: int) -> str:
         """One of the ways to put an action."""
-        step = STEPS[self.state]
-        return self.source.choice(SAID[action]).format(step=step)
+        return self.source.choice(SAID[words_for(action, self.state)])
 
     def answer(self, text: str) -> float:
-        """Take an answer; what is neither the right step nor an offer to settle drops the case."""
-        marks = (STEPS[self.state], "settle")
-        action = next((n for n, mark in enumerate(marks) if mark in text.lower()), DROP)
+        """Take an answer; one without any of the words drops the case."""
+        said = next((n for n, mark in enumerate(_MARKS) if mark in text.lower()), None)
+        action = DROP if said is None else (said - self.state) % len(SAID)
         self.messages.append({"role": "assistant", "content": text})
         reward = SETTLED if action == SETTLE and self.state == 2 else 0.0
         if action == NEXT:
