@@ -7,8 +7,8 @@ settle; the rest are taken over from another desk at 4, with its transcript, and
 actions are random. So imitating whole conversations earns .3 at best from the start, and the best
 policy, put together from the beginnings of some and the ends of others, 1.0.
 
-The words that lead on in one state settle or drop the case in another, so that to know what is right
-in the last states says nothing of the first ones.
+The words that lead on in one state settle or drop the case in another, so that to know what is
+right in the last states says nothing of the first ones.
 """
 
 from __future__ import annotations
