@@ -166,7 +166,7 @@ class OfflineSettings:
     conversations: int = setting(2000, "read at most so many conversations, the newest", ge=1)
     share: float = setting(0.2, "share of the best conversations to imitate", gt=0, le=1)
     temperature: float = setting(
-        0.1, "how sharply better answers weigh more, in standard deviations of the returns", gt=0
+        0.05, "how sharply better answers weigh more, in standard deviations of the returns", gt=0
     )
     expectile: float = setting(
         0.8, "how far the value of a state leans to its best answers", ge=0.5, lt=1

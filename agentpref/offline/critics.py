@@ -1,11 +1,12 @@
 """Values of conversations, fitted on logged decisions: how good a state is, and an answer in it.
 
-Both are linear in what the frozen base model makes of a state and of an answer in it
-(:mod:`agentpref.learn.features`), and each fit is a ridge regression, so a critic takes seconds and
-is the same each time. The penalty does more than steady it: two conversations that came to the same
-point by different ways have different states, and only what both have in common carries the value
-of the one's end to the other's beginning. With a penalty of 1e-3 it does, and with 1e-5 the critic
-tells all histories apart and stitches nothing (docs/LOG.md has the measurement).
+Both are kernel ridge regressions on what the frozen base model makes of a state and of an answer
+in it (:mod:`agentpref.learn.features`), so a critic takes seconds and is the same each time. The
+kernel is Gaussian, at up to 256 landmarks (Williams & Seeger 2001): what is far from everything
+that was logged has the mean value. Its width and the penalty decide how far two conversations that
+came to the same point by different ways are alike, so that the value of the one's end is carried to
+the other's beginning. They are those that tell best what decisions led to in threads that were left
+out of the fit.
 
 The arrays are over n decisions, of S states, with C answers that were given or may be given there.
 Pure functions of arrays; numpy and scipy are imported when one is called.
@@ -22,8 +23,14 @@ if TYPE_CHECKING:
 
     Numbers = NDArray[Any]
 
-RIDGE = 1e-3
-"""The penalty of each regression, in units of the mean square of its standardised columns."""
+RIDGES = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5, 1e-6)
+"""The penalties that are tried, per unit of weight."""
+
+WIDTHS = (1.0, 0.3, 0.1)
+"""The widths that are tried, in medians of the squared distance of two landmarks."""
+
+FOLDS = 4
+"""Into so many parts threads are dealt, each of which is left out once."""
 
 _SWEEPS, _CLOSE = 200, 1e-4
 _REWEIGHINGS = 20
@@ -112,63 +119,88 @@ class Decisions:
 
 @dataclass(frozen=True, slots=True)
 class Basis:
-    """Standardised columns, of many their main directions, and one of ones: what a critic reads."""
+    """What a critic reads of features: their likeness to some that were logged, and a one.
+
+    ``mean`` and ``size`` standardise, ``landmarks`` are some of them, and ``mix`` makes likenesses
+    to these columns whose products are the kernel's.
+    """
 
     mean: Numbers
     size: Numbers
-    directions: Numbers | None = None
+    landmarks: Numbers
+    width: float
+    mix: Numbers
 
     @classmethod
-    def of(cls, values: Numbers) -> Basis:
+    def of(cls, values: Numbers, width: float) -> Basis:
         """Of some features, ``[m, d]``."""
         import numpy as np
 
         mean = values.mean(0)
         size = np.sqrt(np.square(values - mean).mean(0))
-        plain = cls(mean, np.where(size > 1e-6, size, np.inf))
-        if values.shape[1] <= _COLUMNS:
-            return plain
-        some = values[np.linspace(0, len(values) - 1, min(len(values), _SAMPLED)).astype(int)]
-        rows = plain(some)[:, :-1]
-        found, sides = np.linalg.eigh(rows @ rows.T)
-        kept = np.flatnonzero(found > 1e-9 * max(found[-1], 1e-30))[-_COLUMNS:]
-        return cls(plain.mean, plain.size, rows.T @ (sides[:, kept] / np.sqrt(found[kept])))
+        size = np.where(size > 1e-6, size, np.inf)
+        few = values[np.linspace(0, len(values) - 1, min(len(values), _SAMPLED)).astype(int)]
+        rows = np.unique(np.round((few.astype(np.float64) - mean) / size, 5), axis=0)
+        rows = rows[np.linspace(0, len(rows) - 1, min(len(rows), _COLUMNS)).astype(int)]
+        squares = squared_distances(rows, rows)
+        apart = squares[squares > 1e-9]
+        wide = width * float(np.median(apart)) if len(apart) else 1.0
+        found, sides = np.linalg.eigh(np.exp(-squares / wide))
+        kept = found > 1e-6 * found[-1]
+        return cls(mean, size, rows, wide, sides[:, kept] / np.sqrt(found[kept]))
 
     def __call__(self, values: Numbers) -> Numbers:
         """The columns of other features of the same kind, ``[m, ·]``, in float64."""
         import numpy as np
 
-        scaled = (values.astype(np.float64) - self.mean) / self.size / np.sqrt(values.shape[1])
-        if self.directions is not None:
-            scaled = scaled @ self.directions
-        return np.concatenate([scaled, np.ones((len(values), 1))], 1)
+        rows = (values.astype(np.float64) - self.mean) / self.size
+        alike = np.exp(-squared_distances(rows, self.landmarks) / self.width)
+        return np.concatenate([alike @ self.mix, np.ones((len(values), 1))], 1)
+
+
+def squared_distances(one: Numbers, other: Numbers) -> Numbers:
+    """Of each row of the one from each row of the other, ``[m, n]``."""
+    import numpy as np
+
+    squares = (one**2).sum(1)[:, None] + (other**2).sum(1)[None] - 2 * one @ other.T
+    found: Numbers = np.maximum(squares, 0.0)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
 class Critic:
     """The columns of states ``[S, ·]`` and answers ``[C, ·]``, and fits on them.
 
-    ``answers`` and ``states`` are the bases, which read other conversations as well.
+    ``answers`` and ``states`` are the bases, which read other conversations as well. ``ridge`` is
+    the penalty of each fit.
     """
 
     data: Decisions
     states: Basis
     answers: Basis
+    ridge: float
     psi: Numbers = field(repr=False)
     phi: Numbers = field(repr=False)
 
     @classmethod
     def on(cls, data: Decisions) -> Critic:
-        """A critic that reads some decisions."""
-        states, answers = Basis.of(data.turn), Basis.of(data.answer)
-        return cls(data, states, answers, states(data.turn), answers(data.answer))
+        """A critic that reads some decisions, with the width and penalty that fit them."""
+        tried = []
+        for width in WIDTHS:
+            answers = Basis.of(data.answer, width)
+            phi = answers(data.answer)
+            error, ridge = _best_ridge(data, phi)
+            tried.append((error, -width, ridge, answers, phi))
+        _, width, ridge, answers, phi = min(tried, key=lambda one: one[:2])
+        states = Basis.of(data.turn, -width)
+        return cls(data, states, answers, ridge, states(data.turn), phi)
 
     def fit(self, columns: Numbers, target: Numbers, weight: Numbers) -> Numbers:
         """Ridge regression of a target, ``[m]`` or ``[m, k]``, on columns: the coefficients."""
         import numpy as np
 
         weighed = columns * weight[:, None]
-        penalty = _penalty(columns, weight)
+        penalty = _penalty(columns, weight, self.ridge)
         solved: Numbers = np.linalg.solve(weighed.T @ columns + penalty, weighed.T @ target)
         return solved
 
@@ -179,7 +211,7 @@ class Critic:
 
         rows = self.phi[self.data.taken]
         weighed = rows * weight[:, None]
-        penalty = _penalty(rows, weight)
+        penalty = _penalty(rows, weight, self.ridge)
         linalg = scipy("linalg")
         factor = linalg.cho_factor(weighed.T @ rows + penalty)
         return lambda target: linalg.cho_solve(factor, target @ weighed)
@@ -203,11 +235,33 @@ class Critic:
         return Fit(theta, self.phi @ theta, values)
 
 
-def _penalty(columns: Numbers, weight: Numbers) -> Numbers:
+def _best_ridge(data: Decisions, phi: Numbers) -> tuple[float, float]:
+    """The penalty with which the returns of threads that were left out are told best.
+
+    It comes second, and the error with it first.
+    """
+    import numpy as np
+
+    rows, returns, parts = phi[data.taken], data.returns(), data.thread % FOLDS
+    errors = np.zeros(len(RIDGES))
+    for part in range(FOLDS):
+        fitted, left = parts != part, parts == part
+        if not fitted.any() or not left.any():
+            continue
+        weight = data.weight[fitted]
+        weighed = rows[fitted] * weight[:, None]
+        square, target = weighed.T @ rows[fitted], weighed.T @ returns[fitted]
+        for number, ridge in enumerate(RIDGES):
+            theta = np.linalg.solve(square + _penalty(rows, weight, ridge), target)
+            errors[number] += data.weight[left] @ (rows[left] @ theta - returns[left]) ** 2
+    return float(errors.min()), RIDGES[int(errors.argmin())]
+
+
+def _penalty(columns: Numbers, weight: Numbers, ridge: float) -> Numbers:
     """That of a regression: on all columns but the ones, so that a constant is nobody's fault."""
     import numpy as np
 
-    found: Numbers = RIDGE * weight.sum() * np.identity(columns.shape[1])
+    found: Numbers = ridge * weight.sum() * np.identity(columns.shape[1])
     found[-1, -1] = 1e-9 * weight.sum()
     return found
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from agentpref.offline import answers as asking
 from agentpref.offline.answers import own_only
-from agentpref.offline.critics import Critic, answers_of, planned
+from agentpref.offline.critics import Critic, answers_of, planned, squared_distances
 from agentpref.prove.evidence import ValueEvidence
 from agentpref.prove.probes import token_limit
 
@@ -172,8 +172,8 @@ def _nearest(of: NDArray[Any], to: NDArray[Any], *, own: bool = False) -> NDArra
     """How far each row is from the nearest other one, ``[m]``."""
     import numpy as np
 
-    squares = (of**2).sum(1)[:, None] + (to**2).sum(1)[None] - 2 * of @ to.T
+    squares = squared_distances(of, to)
     if own:
         np.fill_diagonal(squares, np.inf)
-    found: NDArray[Any] = np.sqrt(np.maximum(squares.min(1), 0.0))
+    found: NDArray[Any] = np.sqrt(squares.min(1))
     return found

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from agentpref.offline.critics import RIDGE, largest_by_state
+from agentpref.offline.critics import largest_by_state
 from agentpref.offline.methods import Lesson, Method, by_value
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ def _conservative(critic: Critic, target: Numbers, alpha: float, start: Numbers)
         loss = 0.5 * (count * q * q).sum() - (mean * q).sum()
         loss += alpha * ((by_state * (np.log(total) + top)).sum() - (count * q).sum())
         slope = count * q - mean + alpha * (by_state[data.of] * soft - count)
-        penalty = 0.5 * RIDGE * theta @ theta
-        return float(loss + penalty), phi.T @ slope + RIDGE * theta
+        penalty = 0.5 * critic.ridge * theta @ theta
+        return float(loss + penalty), phi.T @ slope + critic.ridge * theta
 
     found = scipy("optimize").minimize(
         objective, start, jac=True, method="L-BFGS-B", options={"maxiter": _STEPS}

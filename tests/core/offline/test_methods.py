@@ -102,12 +102,12 @@ def test_no_decision_weighs_more_than_is_allowed() -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize(("ridge", "error"), [(1e-9, 0.01), (1e-3, 0.06)])
+@pytest.mark.parametrize(("ridge", "error"), [(1e-9, 0.01), (1e-5, 0.01)])
 def test_fitted_q_evaluation_says_what_a_policy_earns(
     seed: int, ridge: float, error: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a penalty to a hundredth; with the usual one a little less, as values shrink."""
-    monkeypatch.setattr(critics, "RIDGE", ridge)
+    monkeypatch.setattr(critics, "RIDGES", (ridge,))
     data = logged(seed)
     critic, begins = Critic.on(data), data.state[data.begins]
     (right,) = planned(critic, [critic.phi[3 * np.arange(STATES)]])
@@ -141,7 +141,7 @@ def test_the_plan_tells_stitching_from_none() -> None:
 
 
 def test_an_expectile_rises_with_tau_from_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(critics, "RIDGE", 1e-9)
+    monkeypatch.setattr(critics, "RIDGES", (1e-9,))
     data = logged(0)
     critic, returns = Critic.on(data), data.returns()
     found = [
@@ -213,18 +213,34 @@ def test_few_conversations_are_planned_too(name: str, count: int) -> None:
     assert np.isfinite([found.logged, found.filtered, found.method]).all()
 
 
-def test_of_many_columns_the_main_directions_are_read() -> None:
+def test_columns_are_few_and_their_products_are_the_kernels() -> None:
     source = np.random.default_rng(0)
-    plain = source.normal(size=(400, 20)) @ source.normal(size=(20, 900))
-    basis = Basis.of(plain)
-    few = basis(plain)
-    assert few.shape == (400, 21)  # as many as there are
-    scaled = (plain - plain.mean(0)) / plain.std(0) / 30
-    assert few[:, :-1] @ few[:, :-1].T == pytest.approx(scaled @ scaled.T, abs=1e-6)
-    assert Basis.of(source.normal(size=(1500, 900)))(plain).shape == (400, 257)
+    few = source.normal(size=(60, 900))
+    basis = Basis.of(few, 0.3)
+    found = basis(few)
+    scaled = (few - few.mean(0)) / few.std(0)
+    squares = ((scaled[:, None] - scaled[None]) ** 2).sum(-1)
+    kernel = np.exp(-squares / basis.width)
+    assert found[:, :-1] @ found[:, :-1].T == pytest.approx(kernel, abs=1e-3)
+    many = source.normal(size=(1500, 30))
+    assert Basis.of(many, 1.0)(many).shape[1] <= 257
+    far = Basis.of(many, 1.0)(many + 100.0)
+    assert far[:, :-1] == pytest.approx(np.zeros_like(far[:, :-1]))
+    same = np.ones((5, 3))
+    assert np.isfinite(Basis.of(same, 1.0)(same)).all()
 
 
 def test_the_halves_of_good_conversations_are_liked_however_many_there_are() -> None:
     data = logged(0)
     good = replace(data, reward=np.where(data.done, 1.0, 0.0), gamma=1.0)
     assert (learned("filtered-bc", good).advantage(good) > 0).all()
+
+
+def test_the_penalty_is_the_one_that_tells_threads_best_that_were_left_out() -> None:
+    """Many columns of noise ask for a large one, and few that tell all for a small one."""
+    data = logged(0, 200)
+    assert Critic.on(data).ridge <= 1e-4
+    source = np.random.default_rng(0)
+    noise = replace(data, answer=source.normal(size=(len(data.answer), 200)))
+    alone = replace(noise, after=np.full(len(data), -1), reward=source.normal(size=len(data)))
+    assert Critic.on(alone).ridge == max(critics.RIDGES)
