@@ -41,13 +41,16 @@ class Plan:
     """What imitating as a method says would earn, and imitating the best conversations.
 
     ``logged`` is what conversations earned. ``over_filtered`` is an interval of 95 % of the
-    method's less filtered behaviour cloning's. All are of conversations that trained.
+    method's less filtered behaviour cloning's. All are of conversations that trained. A method that
+    ``chooses`` the best answer by Q is valued by the same Q, too low as a rule, so that the plan
+    does not rank it.
     """
 
     logged: float
     filtered: float
     method: float
     over_filtered: tuple[float, float]
+    chooses: bool = False
 
     def note(self, name: str) -> str:
         """What the report says of it."""
@@ -59,6 +62,8 @@ class Plan:
         if name == _FILTERED:
             return found
         found += f", and {name} {self.method:.3g} ({low:+.2g} to {high:+.2g})"
+        if self.chooses:
+            return found
         if high < 0:
             return f"{found}: worse than filtered behaviour cloning, which is simpler"
         if low <= 0:
@@ -92,7 +97,8 @@ def plan(critic: Critic, lesson: Lesson, filtered: Lesson, *, seed: int) -> Plan
         apart.append(both[1] - both[0])
     half = 1.96 * float(np.std(apart)) if apart else math.inf
     middle = values[1] - values[0]
-    return Plan(logged, values[0], values[1], (middle - half, middle + half))
+    apart_by = (middle - half, middle + half)
+    return Plan(logged, values[0], values[1], apart_by, lesson.choice is not None)
 
 
 def _resamples(data: Decisions, number: int, seed: int) -> Iterator[NDArray[Any]]:

@@ -138,6 +138,8 @@ def test_the_plan_tells_stitching_from_none() -> None:
     assert "no better" not in same.note("filtered-bc")
     worse = plan(critic, load_method("awr")(settings)(critic), found_of(critic, settings), seed=0)
     assert "worse than filtered behaviour cloning" in worse.note("awr")
+    chosen = plan(critic, load_method("bcq")(settings)(critic), filtered, seed=0)
+    assert "filtered behaviour cloning" not in chosen.note("bcq")
 
 
 def test_an_expectile_rises_with_tau_from_the_mean(monkeypatch: pytest.MonkeyPatch) -> None:
