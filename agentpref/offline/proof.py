@@ -1,10 +1,8 @@
-"""What held-out conversations would earn: of a trained candidate, and of plans before training."""
+"""What held-out conversations would earn with a trained candidate, and a guess before training."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from agentpref.offline import answers as asking
@@ -24,10 +22,8 @@ if TYPE_CHECKING:
     from agentpref.offline.decisions import Layout
     from agentpref.offline.methods import Lesson
 
-RESAMPLES, PLAN_RESAMPLES = 100, 40
+RESAMPLES = 100
 """How often conversations are resampled for a standard error."""
-
-_FILTERED = "filtered-bc"
 
 DRAWS = 2
 """How many answers of each policy at a held-out state say what it would do there."""
@@ -36,69 +32,11 @@ _RARE, _LEAST_SPREAD = 0.1, 0.05  # of a few logged answers some are odd themsel
 _POLICIES: tuple[Policy, Policy] = ("live", "candidate")
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What imitating as a method says would earn, and imitating the best conversations.
-
-    ``logged`` is what conversations earned. ``over_filtered`` is an interval of 95 % of the
-    method's less filtered behaviour cloning's. All are of conversations that trained. A method that
-    ``chooses`` the best answer by Q is valued by the same Q, too low as a rule, so that the plan
-    does not rank it.
-    """
-
-    logged: float
-    filtered: float
-    method: float
-    over_filtered: tuple[float, float]
-    chooses: bool = False
-
-    def note(self, name: str) -> str:
-        """What the report says of it."""
-        low, high = self.over_filtered
-        found = (
-            f"planned, discounted: conversations earned {self.logged:.3g}; imitating the best of "
-            f"them would earn {self.filtered:.3g}"
-        )
-        if name == _FILTERED:
-            return found
-        found += f", and {name} {self.method:.3g} ({low:+.2g} to {high:+.2g})"
-        if self.chooses:
-            return found
-        if high < 0:
-            return f"{found}: worse than filtered behaviour cloning, which is simpler"
-        if low <= 0:
-            return f"{found}: no better than filtered behaviour cloning, which is simpler"
-        return found
-
-    def to_mapping(self) -> dict[str, Any]:
-        """The numbers for reports."""
-        return asdict(self)
-
-
-def plan(critic: Critic, lesson: Lesson, filtered: Lesson, *, seed: int) -> Plan:
-    """What a method's policy would earn, and filtered behaviour cloning's, before any training."""
-    import numpy as np
-
-    data = critic.data
-
-    def worth(weight: NDArray[Any], counts: NDArray[Any] | float) -> list[float]:
-        columns = (
-            answers_of(critic, of.weights * counts) if of.choice is None else critic.phi[of.choice]
-            for of in (filtered, lesson)
-        )
-        return planned(critic, [*columns], weight)
-
-    begins = data.begins
-    logged = float(np.average(data.returns()[begins], weights=data.weight[begins]))
-    values = worth(data.weight, 1.0)
-    apart = []
-    for counts in _resamples(data, PLAN_RESAMPLES, seed):
-        both = worth(data.weight * counts, counts)
-        apart.append(both[1] - both[0])
-    half = 1.96 * float(np.std(apart)) if apart else math.inf
-    middle = values[1] - values[0]
-    apart_by = (middle - half, middle + half)
-    return Plan(logged, values[0], values[1], apart_by, lesson.choice is not None)
+def expected(critic: Critic, lesson: Lesson) -> float:
+    """What a critic expects of answering as a method says, before any training: no proof."""
+    if lesson.choice is not None:
+        return planned(critic, [critic.phi[lesson.choice]])[0]
+    return planned(critic, [answers_of(critic, lesson.weights)])[0]
 
 
 def _resamples(data: Decisions, number: int, seed: int) -> Iterator[NDArray[Any]]:

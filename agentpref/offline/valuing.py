@@ -15,8 +15,7 @@ from agentpref.offline.answers import own_only
 from agentpref.offline.critics import Critic
 from agentpref.offline.decisions import Conversations, Layout, imitating, lay_out, teachable
 from agentpref.offline.methods import Lesson, load_method
-from agentpref.offline.methods.filtered_bc import FilteredBC
-from agentpref.offline.proof import plan
+from agentpref.offline.proof import expected
 from agentpref.prove.probes import token_limit
 from agentpref.types import Example
 
@@ -64,6 +63,8 @@ def value(
         config: the settings of the update.
         held_out_prompts: prompts to which no answer is trained.
     """
+    import numpy as np
+
     reader = FeatureReader(learner.base, turns=True)
     rows = {row.example.provenance[0]: row for row in learner.measure([*logged.examples.values()])}
     with learner.policy("base"):
@@ -80,8 +81,9 @@ def value(
         train = _with_drawn(learner, reader, train, config)
     critic = Critic.on(train.data)
     lesson = method(critic)
-    filtered = FilteredBC(config.offline)(critic)
-    planned = plan(critic, lesson, filtered, seed=config.seed)
+    begins = train.data.begins
+    earned = float(np.average(train.data.returns()[begins], weights=train.data.weight[begins]))
+    guess = expected(critic, lesson)
     trained, idle, left_out = _weighed(learner, logged, train, lesson, held_out_prompts, rows)
     data = proving.data
     labels = lesson.advantage(data) > 0 if len(data) else ()
@@ -98,10 +100,14 @@ def value(
         proving,
         reader,
         left_out,
-        (planned.note(config.method),),
+        (
+            f"conversations that train earned {earned:.3g}, discounted; of answering as "
+            f"{config.method} says, a critic expects {guess:.3g}",
+        ),
         {
             "valued": len({*train.runs}),
-            "plan": planned.to_mapping(),
+            "earned": earned,
+            "expected": guess,
         },
     )
 

@@ -70,7 +70,8 @@ def generation(evidence: Evidence, s: GateSettings) -> Iterator[CheckResult]:
     yield from _harmless(evidence)
     yield _tool_calls(evidence)
     yield from _unasked(evidence)
-    yield written(evidence)
+    if evidence.value is None:  # else what is written is valued itself
+        yield written(evidence)
     yield from _scored(evidence, s)
 
 

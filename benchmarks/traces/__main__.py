@@ -154,14 +154,11 @@ def play(revision: Revision | None, seed: int, count: int = CASES) -> float:
 
 
 def _row(arm: str, done: UpdateReport, revision: Revision | None, seed: int, begun: float) -> Row:
-    plan = done.training.get("plan", {})
     row = {
         "arm": arm,
         "verdict": done.verdict,
         "return": None if revision is None else round(play(revision, seed), 3),
-        "planned": plan.get("method"),
-        "planned_filtered": plan.get("filtered"),
-        "over_filtered": plan.get("over_filtered"),
+        "expected": done.training.get("expected"),
         "value": done.training.get("value"),
         "steps": done.training.get("steps"),
         "seconds": round(time.monotonic() - begun, 1),
@@ -176,15 +173,14 @@ def table(rows: Sequence[Row]) -> str:
     lines = []
     for world in sorted({row["world"] for row in rows}):
         own = [row for row in rows if row["world"] == world]
-        lines.append(f"| {world} | return of each seed | planned | verdicts |")
-        lines.append("|---|---|---|---|")
+        lines.append(f"| {world} | return of each seed | verdicts |")
+        lines.append("|---|---|---|")
         for arm in (CLONE, *ARMS):
             of = [row for row in own if row["arm"] == arm]
             if of:
                 earned = " ".join("-" if r["return"] is None else f"{r['return']:.2f}" for r in of)
-                planned = " ".join(f"{r['planned']:.2f}" for r in of if r["planned"] is not None)
                 verdicts = " ".join(r["verdict"] for r in of)
-                lines.append(f"| {arm} | {earned} | {planned} | {verdicts} |")
+                lines.append(f"| {arm} | {earned} | {verdicts} |")
     return "\n".join(lines)
 
 

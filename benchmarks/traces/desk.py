@@ -67,8 +67,8 @@ class Case:
 
     def answer(self, text: str) -> float:
         """Take an answer; one without any of the words drops the case."""
-        said = next((n for n, mark in enumerate(_MARKS) if mark in text.lower()), None)
-        action = DROP if said is None else (said - self.state) % len(SAID)
+        words = next((n for n, mark in enumerate(_MARKS) if mark in text.lower()), None)
+        action = DROP if words is None else (words - self.state) % len(SAID)
         self.messages.append({"role": "assistant", "content": text})
         reward = SETTLED if action == SETTLE and self.state == 2 else 0.0
         if action == NEXT:
