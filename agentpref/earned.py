@@ -36,6 +36,7 @@ MOST = 256
 """So many answers, the newest, are asked about a candidate in an update."""
 
 _AT_ONCE = 1_000
+_AMONG = 8 * MOST  # of most apps no answer tells, and a large log is not read for that
 
 
 class Earned(NamedTuple):
@@ -53,13 +54,19 @@ def earned(
     since: float | None,
     published: Mapping[str, Revision],
     left_out: Counter[str],
+    *,
+    among: int = -1,
 ) -> Iterator[Earned]:
-    """The answers that have a reward and were sampled, the newest first; others are counted."""
-    query = """SELECT run_id FROM feedback CROSS JOIN run USING (run_id)
-        WHERE key = ? AND namespace = ? AND run.created_at >= ?
-        GROUP BY run_id ORDER BY run.created_at DESC, run_id"""
+    """The answers that have a reward and were sampled, the newest first; others are counted.
+
+    ``among`` is how many runs, the newest, are looked at; −1: all.
+    """
+    query = """SELECT run_id FROM (SELECT run_id, created_at FROM run
+            WHERE namespace = ? AND created_at >= ? ORDER BY created_at DESC LIMIT ?) AS some
+        WHERE EXISTS (SELECT 1 FROM feedback WHERE feedback.run_id = some.run_id AND key = ?)
+        ORDER BY created_at DESC, run_id"""
     store, scales = Store(database), set[Any]()
-    ids = [run_id for (run_id,) in database.execute(query, (key, namespace, since or 0.0))]
+    ids = [run_id for (run_id,) in database.execute(query, (namespace, since or 0.0, among, key))]
     for start in range(0, len(ids), _AT_ONCE):
         rows, feedback, comparisons = store.judged(namespace, ids[start : start + _AT_ONCE])
         scores: dict[str, list[float]] = {}
@@ -171,7 +178,7 @@ def compared(
     from agentpref.prove.ope.support import Support, refusals
 
     published = {} if live is None else {live.revision_id: live}
-    every = earned(connection, namespace, THUMBS, None, published, Counter())
+    every = earned(connection, namespace, THUMBS, None, published, Counter(), among=_AMONG)
     try:
         found = {one.run.run_id: one for one in islice(every, MOST)}
     except EvaluationError:  # thumbs on two scales are no evidence

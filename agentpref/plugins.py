@@ -15,9 +15,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from typing import Any, TypeVar
 
 from agentpref.errors import ConfigError
+
+T = TypeVar("T")
 
 LOSSES = "agentpref.losses"
 FORMATS = "agentpref.formats"
@@ -44,6 +46,21 @@ def load(group: str, name: str) -> Any:
             return _import(point, group)
     hint = suggest(name, names(group))
     raise ConfigError(f"nothing is registered as {name!r} in {group}; {hint}")
+
+
+def load_subclass(group: str, name: str, base: type[T]) -> type[T]:
+    """Import the class that is registered under ``name``.
+
+    Raises:
+        ConfigError: no part has that name, its package cannot be imported, or it is no such class.
+    """
+    part = load(group, name)
+    if not (isinstance(part, type) and issubclass(part, base)):
+        raise ConfigError(
+            f"{name!r} of {group} is {part!r}, but must be a subclass of {base.__name__}; repair "
+            "or uninstall the package that offers it"
+        )
+    return part
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

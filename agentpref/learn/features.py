@@ -130,6 +130,15 @@ class FeatureReader:
                 yield run, [[_packed(vector) for vector in own] for own in found]
 
 
+def squared_distances(one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
+    """Of each row of the one, ``[m, d]``, from each row of the other, ``[n, d]``: ``[m, n]``."""
+    import numpy as np
+
+    squares = (one**2).sum(1)[:, None] + (other**2).sum(1)[None]
+    found: NDArray[Any] = np.maximum(squares - 2 * one @ other.T, 0)
+    return found
+
+
 def _keys(row: Sequences, *, turns: bool) -> list[str]:
     sides = zip(row.completions, row.masks, strict=True)
     prompt = sequence_key(row.prompt, ())

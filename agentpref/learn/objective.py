@@ -288,7 +288,7 @@ class Objective:
             return self._route.states(frozen, batch)
 
 
-_CLONING = "cloning"
+_CLONING = "cloning of decisions"  # which no package registers
 
 
 class Losses:

@@ -94,7 +94,6 @@ class Offline(Groundwork):
             report = replace(report, counts=there(mine))
             report.left_out.update(valued.left_out)
             if not rows.new:
-                learner.encode([*logged.examples.values()])  # which counts why not
                 groups = self._account(stock, mine, valued, rows, learner)
                 report = with_account(replace(report, verdict="nothing_usable"), learner, groups)
                 return self.trace.end(self.connection, report)
@@ -143,11 +142,9 @@ class Offline(Groundwork):
         query = """SELECT count(*) FROM feedback WHERE key IN (SELECT value FROM json_each(?))
             AND key <> ? AND run_id IN (SELECT value FROM json_each(?))"""
         (used,) = self.connection.execute(query, (keys, THUMBS, runs)).fetchone()
-        left = report.left_out.get("undeclared_key", 0) - used
-        if "undeclared_key" in report.left_out:
-            report.left_out["undeclared_key"] = max(0, left)
-            if left <= 0:
-                del report.left_out["undeclared_key"]
+        left = report.left_out.pop("undeclared_key", 0) - used
+        if left > 0:
+            report.left_out["undeclared_key"] = left
 
     def _nothing(self, logged: Conversations, live: str | None) -> tuple[Verdict, str] | None:
         """Why there is nothing to learn: the verdict, and what is said of it."""
@@ -183,26 +180,15 @@ class Offline(Groundwork):
 
     def _learned(self, live: str | None, *roles: Role) -> set[str]:
         """The decisions that live has learned from by the same method and rewards."""
-        settings = self.trace.report.config["offline"]
-        return {
-            name
-            for one in self.updates.by_method(self.namespace, live, self.config.method)
-            if one.led_to_live and one.report["config"]["offline"] == settings
-            for name, role in one.roles.items()
-            if role in roles
-        }
+        config = self.trace.report.config
+        return self.updates.learned_by_method(live, config["method"], config["offline"], roles)
 
     def _tried(self, logged: Conversations, live: str | None) -> str | None:
         """The update that tried just these decisions in the same way, if there is one."""
-        for one in self.updates.by_method(self.namespace, live, self.config.method):
-            is_same = (
-                not one.led_to_live
-                and one.report["config"] == self.trace.report.config
-                and one.report.get("training", {}).get("data") == logged.digest
-                and digests_of(one.report.get("base") or {}) == digests(self.trace.report)
-            )
-            if is_same:
-                return one.update_id
+        for name, report in self.updates.tried_on(self.namespace, live, logged.digest):
+            is_same = report["config"] == self.trace.report.config
+            if is_same and digests_of(report.get("base") or {}) == digests(self.trace.report):
+                return name
         return None
 
     @cached_property

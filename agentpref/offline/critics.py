@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from agentpref.learn.features import squared_distances
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -46,7 +48,6 @@ class Decisions:
         turn: what the base makes of each state, at the end of its last turn, ``[S, d]``.
         answer: and of each answer after it, ``[C, D]``.
         of: the state of each answer, ``[C]``.
-        drawn: which answers were drawn from live and not logged, ``[C]``.
         likely: the mean log-probability of a token of each answer under live; NaN if not known.
         state: of each decision, ``[n]``.
         taken: the answer that was given, ``[n]``.
@@ -61,7 +62,6 @@ class Decisions:
     turn: Numbers
     answer: Numbers
     of: Numbers
-    drawn: Numbers
     likely: Numbers
     state: Numbers
     taken: Numbers
@@ -158,15 +158,6 @@ class Basis:
         return np.concatenate([alike @ self.mix, np.ones((len(values), 1))], 1)
 
 
-def squared_distances(one: Numbers, other: Numbers) -> Numbers:
-    """Of each row of the one from each row of the other, ``[m, n]``."""
-    import numpy as np
-
-    squares = (one**2).sum(1)[:, None] + (other**2).sum(1)[None] - 2 * one @ other.T
-    found: Numbers = np.maximum(squares, 0.0)
-    return found
-
-
 @dataclass(frozen=True, slots=True)
 class Critic:
     """The columns of states ``[S, ·]`` and answers ``[C, ·]``, and fits on them.
@@ -206,7 +197,6 @@ class Critic:
 
     def regression(self, weight: Numbers) -> Callable[[Numbers], Numbers]:
         """What makes of any target, ``[n]``, the coefficients of Q; its matrix is factored once."""
-
         from agentpref.prove.bootstrap import scipy
 
         rows = self.phi[self.data.taken]
@@ -232,7 +222,7 @@ class Critic:
             before, values = values, value(self.phi @ theta)
             if np.abs(values - before).max() <= close:
                 break
-        return Fit(theta, self.phi @ theta, values)
+        return Fit(theta, self.phi @ theta)
 
 
 def _best_ridge(data: Decisions, phi: Numbers) -> tuple[float, float]:
@@ -267,11 +257,10 @@ def _penalty(columns: Numbers, weight: Numbers, ridge: float) -> Numbers:
 
 
 class Fit(NamedTuple):
-    """Coefficients of Q, and the values of the answers, ``[C]``, and of the states, ``[S]``."""
+    """Coefficients of Q, and the values of the answers, ``[C]``."""
 
     theta: Numbers
     answers: Numbers
-    states: Numbers
 
 
 def expectile(critic: Critic, target: Numbers, weight: Numbers, tau: float) -> Numbers:

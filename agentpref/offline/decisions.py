@@ -130,7 +130,6 @@ class Layout:
                 data,
                 answer=np.concatenate([data.answer, np.stack(more)]),
                 of=np.array(of),
-                drawn=np.arange(len(of)) >= len(data.of),
                 likely=np.full(len(of), np.nan),
             )
         return replace(self, data=data, tokens=tuple(tokens))
@@ -196,7 +195,6 @@ def lay_out(
         turn=np.array(turn).reshape(len(turn), width[0]),
         answer=np.array(answer).reshape(len(answer), width[1]),
         of=np.array(of, int),
-        drawn=np.zeros(len(of), bool),
         likely=np.full(len(of), np.nan),
         state=np.array(state, int),
         taken=np.array(taken, int),

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from agentpref.learn.features import squared_distances
 from agentpref.offline import answers as asking
 from agentpref.offline.answers import own_only
-from agentpref.offline.critics import Critic, answers_of, planned, squared_distances
+from agentpref.offline.critics import Critic, answers_of, planned
 from agentpref.prove.evidence import ValueEvidence
 from agentpref.prove.probes import token_limit
 

@@ -66,7 +66,11 @@ def value(
     import numpy as np
 
     reader = FeatureReader(learner.base, turns=True)
-    rows = {row.example.provenance[0]: row for row in learner.measure([*logged.examples.values()])}
+    encoded = learner.encode([*logged.examples.values()])
+    unread = Counter(one.reason for one in learner.objections.values())
+    learner.shortened.clear()  # those that train or prove are counted as they do
+    learner.retokenized.clear()
+    rows = {row.example.provenance[0]: row for row in encoded}
     with learner.policy("base"):
         read = reader.read([own_only(row) for row in rows.values()], learner.progress)
     features = dict(zip(rows, read, strict=True))
@@ -75,7 +79,7 @@ def value(
         for held in (False, True)
     )
     if not len(train.data):
-        return Valued((), (), (), proving, reader)
+        return Valued((), (), (), proving, reader, unread)
     method = load_method(config.method)(config.offline)
     if method.draws:
         train = _with_drawn(learner, reader, train, config)
@@ -91,6 +95,7 @@ def value(
         _labelled(logged.examples[run], bool(label))
         for run, label in dict(zip(proving.runs, labels, strict=True)).items()
     )
+    left_out += unread
     if train.unfinished + proving.unfinished:
         left_out["unreadable_next_step"] = train.unfinished + proving.unfinished
     return Valued(

@@ -32,7 +32,7 @@ _ALONE = 0.5
 _WRITTEN = 0.05
 """The share of a look's error that is for what people ask for and the candidate writes."""
 
-_LIKELY = 0.2
+LIKELY = 0.2
 """The chance that one of all looks calls a gain likely that is none: at the first, 1 in 10."""
 
 _KNOWN = 0.9
@@ -139,7 +139,7 @@ def weigh(evidence: Evidence, s: GateSettings) -> Gain:
         needed,
         look if counts else evidence.looks,
         counts,
-        allowed(look, _LIKELY, evidence.choices),
+        allowed(look, LIKELY, evidence.choices),
         None if more is None else max(1, round(evidence.comparisons * more / signs.prompts)),
         writes,
     )

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from agentpref.learn.features import squared_distances
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -97,8 +99,7 @@ def _compared(tag: str, new: Sequence[Point], old: Sequence[Point], *, seed: int
     import numpy as np
 
     vectors = np.stack([point.vector for point in (*new, *old)]).astype(np.float64)
-    lengths = (vectors**2).sum(1)
-    squares = np.maximum(lengths[:, None] + lengths[None] - 2 * vectors @ vectors.T, 0)
+    squares = squared_distances(vectors, vectors)
     count = len(new)
     apart = squares[count:, count:] + np.diag(np.full(len(old), np.inf))
     far = np.quantile(apart.min(1), _USUAL)

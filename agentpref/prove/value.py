@@ -15,7 +15,7 @@ from statistics import NormalDist
 
 from agentpref.config import GateSettings
 from agentpref.prove.evidence import EarnedEvidence, ValueEvidence
-from agentpref.prove.gain import NAME, State, odds
+from agentpref.prove.gain import LIKELY, NAME, State, odds
 from agentpref.prove.results import CheckResult, dot
 from agentpref.prove.signs import allowed
 
@@ -28,7 +28,6 @@ MOST_UNSUPPORTED = 0.1
 EARNED = "logged thumbs"
 """The name of the check of what logged answers say."""
 
-_LIKELY = 0.2
 _NOTHING = 1e-6  # values that differ by less are the same
 
 
@@ -75,7 +74,7 @@ def weigh(found: ValueEvidence, looks: int, s: GateSettings) -> ValueGain:
         state = "proven"
     elif NormalDist().cdf(z) <= risk:
         state = "loss"
-    return ValueGain(state, chance, needed, look, True, chance <= allowed(look, _LIKELY))
+    return ValueGain(state, chance, needed, look, True, chance <= allowed(look, LIKELY))
 
 
 def refusal(found: ValueEvidence) -> str:

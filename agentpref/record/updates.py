@@ -68,15 +68,6 @@ class UpdateRow:
     answers: Sequence[tuple[str, str, str]] = ()
 
 
-class ByMethod(NamedTuple):
-    """An update by an offline method: whether it led to live, its report, and what it used."""
-
-    update_id: str
-    led_to_live: bool
-    report: dict[str, Any]
-    roles: dict[str, Role]
-
-
 class Attempt(NamedTuple):
     """What an update tried: ids of pairs that the live revision has not learned, and its report.
 
@@ -169,26 +160,36 @@ class Updates:
         """Return the ids of the pairs, held-out ones too, that its line learned or knew."""
         return self._pairs_of_line(revision, "new", "held_out", "known")
 
-    def by_method(self, namespace: str, live: str | None, method: str) -> list[ByMethod]:
-        """Return the updates by an offline method that led to live, or did not replace it.
+    def learned_by_method(
+        self, revision: str | None, method: str, settings: Mapping[str, Any], roles: Sequence[Role]
+    ) -> set[str]:
+        """Return the ids that its line used in some roles, by a method and its settings."""
+        found = self._connection.execute(
+            "WITH RECURSIVE line(name) AS ("
+            "  SELECT ? UNION SELECT parent FROM revision JOIN line ON revision_id = name"
+            ") SELECT DISTINCT pair_id FROM update_pair JOIN updates USING (update_id)"
+            " JOIN line ON candidate = name WHERE role IN (SELECT value FROM json_each(?))"
+            " AND json_extract(report, '$.config.method') = ?"
+            " AND json_extract(report, '$.config.offline') = json(?)",
+            (revision, as_json([*roles]), method, as_json(settings)),
+        )
+        return {pair for (pair,) in found}
 
-        The newest come first.
+    def tried_on(
+        self, namespace: str, parent: str | None, data: str
+    ) -> list[tuple[str, dict[str, Any]]]:
+        """Return ids and reports of a parent's updates from the same conversations.
+
+        Args:
+            namespace: of the updates.
+            parent: the revision that they started from.
+            data: what identifies the conversations, and what they were worth.
         """
-        query = """WITH RECURSIVE line(name) AS (
-                SELECT ?1 UNION SELECT parent FROM revision JOIN line ON revision_id = name)
-            SELECT update_id, candidate IN (SELECT name FROM line WHERE name IS NOT NULL), report
-            FROM updates WHERE namespace = ?2 AND json_extract(report, '$.config.method') = ?3
-                AND (candidate IN (SELECT name FROM line WHERE name IS NOT NULL) OR parent IS ?1)
+        query = """SELECT update_id, report FROM updates WHERE namespace = ? AND parent IS ?
+            AND json_extract(report, '$.training.data') = ?
             ORDER BY created_at DESC, update_id DESC"""
-        found = self._connection.execute(query, (live, namespace, method)).fetchall()
-        return [
-            ByMethod(name, bool(led), orjson.loads(report), self._roles(name))
-            for name, led, report in found
-        ]
-
-    def _roles(self, update_id: str) -> dict[str, Role]:
-        query = "SELECT pair_id, role FROM update_pair WHERE update_id = ?"
-        return dict(self._connection.execute(query, (update_id,)))
+        found = self._connection.execute(query, (namespace, parent, data))
+        return [(name, orjson.loads(report)) for name, report in found]
 
     def tried_by(self, revision: str) -> set[str]:
         """Return those too that it or an ancestor tried to learn, and could not use."""

@@ -27,6 +27,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
+from agentpref.learn.features import squared_distances
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -90,7 +92,7 @@ class Space:
         scale = _inverse_size(apart) / math.sqrt(judged.said.shape[1])
         space = cls(mean, _inverse_size(judged.at - mean), said_mean, scale, 1.0)
         some = space.place(judged.at[:_SAMPLED])
-        distances = _squared_distances(some, some)[~np.eye(len(some), dtype=bool)]
+        distances = squared_distances(some, some)[~np.eye(len(some), dtype=bool)]
         apart = distances[distances > _SAME]
         return replace(space, width=float(np.median(apart)) / 2 if len(apart) else 1.0)
 
@@ -111,7 +113,7 @@ class Space:
         """k of placed prompts ``[n, d]`` and ``[m, d]``: ``[n, m]``."""
         import numpy as np
 
-        near = np.exp(-_squared_distances(one, other) / self.width)
+        near = np.exp(-squared_distances(one, other) / self.width)
         found: NDArray[Any] = (SHARED + near) / (1 + SHARED)
         return found
 
@@ -340,14 +342,6 @@ def _inverse_size(values: NDArray[Any]) -> NDArray[Any]:
 
     size = np.sqrt(np.mean(np.square(values, dtype=np.float64), axis=0))
     return np.where(size > 1e-6, 1 / np.maximum(size, 1e-6), 0.0).astype(np.float32)
-
-
-def _squared_distances(one: NDArray[Any], other: NDArray[Any]) -> NDArray[Any]:
-    import numpy as np
-
-    squares = (one**2).sum(1)[:, None] + (other**2).sum(1)[None]
-    found: NDArray[Any] = np.maximum(squares - 2 * one @ other.T, 0)
-    return found
 
 
 def _bootstrap(prompts: Sequence[str], head: int, seed: int) -> NDArray[Any]:

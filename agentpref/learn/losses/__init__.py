@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 from agentpref import plugins
-from agentpref.errors import ConfigError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,15 +108,5 @@ class Loss:
 
 
 def load_loss(name: str) -> type[Loss]:
-    """The loss that is registered under a name.
-
-    Raises:
-        ConfigError: no loss has that name, its package cannot be imported, or it is not a loss.
-    """
-    loss = plugins.load(plugins.LOSSES, name)
-    if not (isinstance(loss, type) and issubclass(loss, Loss)):
-        raise ConfigError(
-            f"{name!r} of {plugins.LOSSES} is {loss!r}, but must be a subclass of Loss; repair or "
-            "uninstall the package that offers it"
-        )
-    return loss
+    """The loss that is registered under a name; ``ConfigError`` if there is none."""
+    return plugins.load_subclass(plugins.LOSSES, name, Loss)

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from agentpref import plugins
-from agentpref.errors import ConfigError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -85,15 +84,5 @@ def by_value(data: Decisions, values: Numbers, states: Numbers) -> Numbers:
 
 
 def load_method(name: str) -> type[Method]:
-    """The method that is registered under a name.
-
-    Raises:
-        ConfigError: no method has that name, its package cannot be imported, or it is none.
-    """
-    method = plugins.load(plugins.METHODS, name)
-    if not (isinstance(method, type) and issubclass(method, Method)):
-        raise ConfigError(
-            f"{name!r} of {plugins.METHODS} is {method!r}, but must be a subclass of Method; "
-            "repair or uninstall the package that offers it"
-        )
-    return method
+    """The method that is registered under a name; ``ConfigError`` if there is none."""
+    return plugins.load_subclass(plugins.METHODS, name, Method)

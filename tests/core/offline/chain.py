@@ -47,7 +47,6 @@ def logged(seed: int, count: int = 600, *, paid: float = 1.0) -> Decisions:
         turn=np.eye(STATES),
         answer=np.eye(3 * STATES),
         of=answers // 3,
-        drawn=seen == 0,
         likely=np.log(np.maximum(often, 1e-9)),
         state=state,
         taken=3 * state + action,

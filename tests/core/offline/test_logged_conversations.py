@@ -175,7 +175,7 @@ def test_more_answers_are_added_once(home: Path) -> None:
     drawn = [[known, (9,), (9,)], []]
     more = layout.with_answers(drawn, [np.zeros((3, 5)), np.zeros((0, 5))])
     assert more.tokens == (*layout.tokens, (9,))
-    assert more.data.drawn.tolist() == [False, False, True]
+    assert more.data.of.tolist() == [0, 1, 0]
     assert more.data.answer.shape == (3, 5)
     assert more.data.taken.tolist() == layout.data.taken.tolist()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from agentpref.errors import ModelNotFound, UpdateInterrupted
 from agentpref.home import Home
 from agentpref.learn.process import Interrupts
 from agentpref.record.database import connect
-from agentpref.record.updates import Updates
+from agentpref.record.updates import Role, UpdateRow, Updates
+from agentpref.serve.registry import Registry
+from agentpref.testing import write_adapter
 from agentpref.types import Message, UpdateReport
 
 CONFIG = UpdateConfig(
@@ -42,6 +45,8 @@ def write(folder: Path) -> None:
                           {"role": "user", "content": "Done."}]  # fmt: skip
                 run = log.record(before, GOOD, model="tiny", thread_id=name, user_id=name)
             log.feedback(run, key="won", score=float(number % 2), source="code")
+        run = log.record([asked(2000)], GOOD * 300, model="tiny", thread_id="long")
+        log.feedback(run, key="won", score=1.0, source="code")  # it cannot be read, and is told
         pair = [log.record([asked(1000)], text, model="tiny") for text in (GOOD, BAD)]
         log.compare(*pair, winner="a")
 
@@ -88,7 +93,8 @@ def test_the_report_says_what_became_of_every_decision(learned: Learned) -> None
     assert idle == training["valued"] - training["imitated"]
     assert used + idle == there
     assert training["method"] == "iql"
-    assert training["conversations"] + training["held_out"] == CONVERSATIONS
+    assert training["conversations"] + training["held_out"] == CONVERSATIONS + 1
+    assert learned.report.left_out["too_long"] == 1
     assert training["imitated"] == counts["trained_decisions"]
     assert "undeclared_key" not in learned.report.left_out
     assert training["expected"] >= training["earned"] - 0.05
@@ -107,13 +113,14 @@ def test_the_gate_says_what_held_out_conversations_would_earn(learned: Learned) 
 
 def test_the_ledger_names_the_runs_that_decided(learned: Learned) -> None:
     with connect(Home.open(learned.folder), readonly=True) as connection:
-        (one,) = Updates(connection).by_method("default", None, "iql")
+        data = learned.report.training["data"]
+        ((name, _),) = Updates(connection).tried_on("default", None, data)
         runs = {run for (run,) in connection.execute(
             "SELECT source FROM pair_source JOIN update_pair USING (pair_id)"
             " WHERE update_id = ?", (learned.report.update_id,))}  # fmt: skip
-    logged = {run.run_id for run in Home.open(learned.folder).runs() if run.thread_id}
+    logged = {r.run_id for r in Home.open(learned.folder).runs() if r.user_id}
     assert logged <= runs
-    assert not one.led_to_live
+    assert name == learned.report.update_id
 
 
 def test_the_same_again_is_nothing_new_unless_it_is_asked_for(learned: Learned) -> None:
@@ -132,7 +139,7 @@ def test_without_scored_conversations_nothing_is_usable(tmp_path: Path) -> None:
     report = agentpref.update(tmp_path / "home", model="tiny", config=config)
     assert report.verdict == "nothing_usable"
     assert "has a score under 'thumbs'" in report.notes[-1]
-    assert report.left_out["conversation_without_reward"] == CONVERSATIONS + 2
+    assert report.left_out["conversation_without_reward"] == CONVERSATIONS + 3
 
 
 def test_where_all_earned_the_same_nothing_is_trained_but_by_cloning(tmp_path: Path) -> None:
@@ -144,3 +151,44 @@ def test_where_all_earned_the_same_nothing_is_trained_but_by_cloning(tmp_path: P
     report = agentpref.update(tmp_path / "home", model="tiny", config=CONFIG)
     assert report.verdict == "nothing_usable"
     assert "all 30 conversations earned -1, so nothing says which" in report.notes[-1]
+    few = replace(CONFIG, offline=replace(CONFIG.offline, conversations=7))
+    report = agentpref.update(tmp_path / "home", model="tiny", config=few)
+    assert "all 7 conversations earned -1" in report.notes[-1]
+
+
+def test_what_was_learned_is_known_by_the_method_and_settings_that_learned_it(
+    tmp_path: Path,
+) -> None:
+    registry = Registry(Home.create(tmp_path / "home"))
+    folder = write_adapter(tmp_path / "adapter")
+    name = registry.publish(folder, parent=None, model={"name": "tiny"}, training={}).revision_id
+    roles: dict[str, Role] = {"a": "new", "b": "held_out", "c": "anchor", "d": "waiting"}
+    row = UpdateRow(
+        "u1", "default", 1.0, 1.0, None, name, "promoted", {"config": CONFIG.to_mapping()}, roles
+    )
+    with connect(registry.home) as connection:
+        Updates(connection).add(row)
+        known = Updates(connection).learned_by_method
+        usual = CONFIG.to_mapping()["offline"]
+        assert known(name, "iql", usual, ("new", "held_out")) == {"a", "b"}
+        assert known(name, "iql", usual, ("new", "held_out", "anchor")) == {"a", "b", "c"}
+        assert known(name, "awr", usual, ("new",)) == set()
+        assert known(name, "iql", {**usual, "gamma": 0.5}, ("new",)) == set()
+        assert known(None, "iql", usual, ("new",)) == set()
+
+
+def test_so_many_answers_are_drawn_as_the_setting_says(
+    learned: Learned, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_for = list[int]()
+
+    def draw(learner, policy, rows, *, each, **more):
+        asked_for.append(each)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("agentpref.offline.answers.draw", draw)
+    for draws in (2, 5):
+        config = replace(CONFIG, method="bcq", offline=replace(CONFIG.offline, draws=draws))
+        with pytest.raises(UpdateInterrupted):
+            learned.update(config)
+    assert asked_for == [2, 5]
