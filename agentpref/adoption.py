@@ -31,6 +31,7 @@ from agentpref.learn.process import Interrupts
 from agentpref.models.threads import sharing
 from agentpref.outcome import Outcome, Wishes
 from agentpref.prefer.strata import Listed
+from agentpref.prove import kl_budget
 from agentpref.proving import By, Proving
 from agentpref.record.journal import Trace
 from agentpref.record.messages import as_json, new_id
@@ -103,7 +104,8 @@ def adopt(
         UpdateInterrupted: a signal came. In all these cases nothing was changed.
     """
     wishes = Wishes.checked(promote, canary)
-    place, config = Home.open(home), config or UpdateConfig()
+    place = Home.open(home)
+    config = kl_budget.settled(config or UpdateConfig(), place, namespace)
     foreign = read_foreign(folder, place)
     interrupts = interrupts or Interrupts()
     blank = UpdateReport(

@@ -237,7 +237,11 @@ class GateSettings:
     )
     min_stratum: int = setting(50, "smaller strata are pooled with their siblings", ge=1)
     max_old_pairs: int = setting(1000, "evaluate at most so many old held-out pairs", ge=1)
-    kl_budget: float = setting(0.15, "KL from the base model, in nats per token", gt=0)
+    kl_budget: Annotated[float, Field(gt=0)] | Literal["auto"] = setting(
+        0.15,
+        "KL from the base model, in nats per token; auto: 0.15, or less where `agentpref reward "
+        "frontier` saw answers become worse on the way",
+    )
     ordinary_loss: float = setting(
         0.03, "loss of likelihood of ordinary answers, in nats per token", gt=0
     )
@@ -253,6 +257,13 @@ class GateSettings:
         if not self.cross_fit_below:
             cure = "leave it out, or raise gate.cross_fit_below"
             refuse_idle(self, "gate.folds", "gate.cross_fit_below is 0", cure)
+
+    @property
+    def budget(self) -> float:
+        """``kl_budget`` as a number, once :mod:`agentpref.prove.kl_budget` has settled it."""
+        if self.kl_budget == "auto":
+            raise ConfigError("gate.kl_budget is 'auto', which only an update of a home settles")
+        return self.kl_budget
 
 
 @group("watch.")

@@ -6,6 +6,7 @@ two processes can create the same home at once.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -90,6 +91,11 @@ class Home(Reads):
     def rewards(self) -> Path:
         """The folder of reward models and their features; missing if there are none."""
         return self.path / "rewards"
+
+    def rewards_of(self, namespace: str) -> Path:
+        """The folder of a namespace's reward models."""
+        digest = hashlib.blake2b(namespace.encode(), digest_size=6).hexdigest()
+        return self.rewards / digest
 
     @property
     def training(self) -> Path:

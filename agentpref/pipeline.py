@@ -36,6 +36,7 @@ from agentpref.offline import Offline
 from agentpref.outcome import Outcome, Wishes
 from agentpref.prefer import ordinary, remarks
 from agentpref.prefer.catalog import Catalog
+from agentpref.prove import kl_budget
 from agentpref.record import asides
 from agentpref.record.journal import Trace
 from agentpref.record.messages import new_id
@@ -100,7 +101,8 @@ def update(
         an entry for an update that raises: ``agentpref updates`` lists all.
 
     Raises:
-        ConfigError: ``canary`` is out of range, or given beside ``promote=False``.
+        ConfigError: ``canary`` is out of range, or given beside ``promote=False``; or the KL budget
+            is to be what was measured, and nothing was.
         NotAHome: there is no home in the folder.
         UnknownNamespace: other namespaces are in the home, and this one is not.
         UpdateRunning: another update has locked the home.
@@ -120,7 +122,8 @@ def update(
             from agentpref.learn.follower import follow
 
             return UpdateReport(**follow(team))
-        place, config = Home.open(home), config or UpdateConfig()
+        place = Home.open(home)
+        config = kl_budget.settled(config or UpdateConfig(), place, namespace)
         interrupts = interrupts or Interrupts()
         blank = UpdateReport(
             new_id(), namespace, model, time.time(), "nothing_new", None, config=config.to_mapping()

@@ -98,6 +98,10 @@ def allowed(field: Any) -> str:
     origin = typing.get_origin(field.annotation)
     if origin is Literal:
         return _listed(kinds)
+    words = [kind for kind in kinds if typing.get_origin(kind) is Literal]
+    if words:  # a number with bounds of its own, or a word
+        number = _bounded("a number", kinds[0].__metadata__[0].metadata)
+        return f"{number}, or {_listed(typing.get_args(words[0]))}"
     if origin is tuple and kinds[-1:] == [Ellipsis]:
         most = next(one.max_length for one in kinds[0].__metadata__[0].metadata
                     if hasattr(one, "max_length"))  # fmt: skip

@@ -93,7 +93,7 @@ class Leash(NamedTuple):
         the budget and never reaches it. A refit from the base has all of the budget to spend, as
         far as the base does not pull.
         """
-        kl, budget = config.kl, config.gate.kl_budget
+        kl, budget = config.kl, config.gate.budget
         pull = kl.pull * budget
         if start == "base" or not live:
             return cls(start, max(kl.target, pull) if live else min(kl.target, kl.share * budget))

@@ -27,6 +27,7 @@ from agentpref.online.report import OnlineReport as OnlineReport
 from agentpref.online.report import Round as Round
 from agentpref.online.report import Train
 from agentpref.prefer.judges.verdicts import Judge
+from agentpref.prove import kl_budget
 from agentpref.record.database import connect, translated
 from agentpref.record.log import Log
 from agentpref.record.store import Store
@@ -97,6 +98,7 @@ def run_online(
         if value < least:
             raise ConfigError(f"{name} is {value}, but must be {least} or more")
     place = Home.open(home)
+    settled = kl_budget.settled(config or UpdateConfig(), place, namespace)
     with translated(place), closing(connect(place)) as connection:
         Store(connection).require_namespace(namespace)
         registry = Registry(place, namespace=namespace)
@@ -107,7 +109,7 @@ def run_online(
             raise ConfigError(f"check is {second.name!r}, which is the judge; name another one")
         with Router(registry, backend) as router, Log(place.path, namespace=namespace) as log:
             loop = Loop(
-                place, connection, router, log, opened, second, model, config or UpdateConfig(),
+                place, connection, router, log, opened, second, model, settled,
                 prompts, samples, temperature, max_tokens, train, asking,
                 progress or (lambda stage, done, total: None),
                 None if max_minutes is None else time.monotonic() + 60 * max_minutes,

@@ -326,9 +326,9 @@ class Loop:
             return self._in_doubt()
         if self.report.spending.stopped:
             return "judge_spent", self.report.spending.stopped
-        if done.kl is not None and done.kl >= _SPENT * self.config.gate.kl_budget:
+        if done.kl is not None and done.kl >= _SPENT * self.config.gate.budget:
             return "kl_budget", (
-                f"KL from the base is {done.kl:.3f} of {self.config.gate.kl_budget:g} nats a token"
+                f"KL from the base is {done.kl:.3f} of {self.config.gate.budget:g} nats a token"
             )
         lost = [one.revision is None for one in rounds[-_LOST_IN_A_ROW:]]
         if len(lost) == _LOST_IN_A_ROW and all(lost):

@@ -50,12 +50,12 @@ _UNASKED_P, _UNASKED = 0.01, 0.25
 
 def distance(kl: float, s: GateSettings) -> CheckResult:
     """The distance from the base, in nats per token, against its budget."""
-    passed, cure = kl <= s.kl_budget, ": refit from base on the whole buffer"
+    passed, cure = kl <= s.budget, ": refit from base on the whole buffer"
     message = (
         f"{dot(kl)} from the base (KL, nats per token), {'within' if passed else 'over'} "
-        f"the budget of {dot(s.kl_budget)}"
+        f"the budget of {dot(s.budget)}"
     )
-    return check("KL budget", passed, kl, s.kl_budget, message, cure)
+    return check("KL budget", passed, kl, s.budget, message, cure)
 
 
 def generation(evidence: Evidence, s: GateSettings) -> Iterator[CheckResult]:

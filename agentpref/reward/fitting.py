@@ -7,6 +7,7 @@ worse than the model before, is not kept.
 
 from __future__ import annotations
 
+import sqlite3
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from agentpref.config import UpdateConfig
 from agentpref.errors import ConfigError, RewardError
 from agentpref.home import Home
 from agentpref.learn.process import LOADING
-from agentpref.prefer.catalog import Catalog
+from agentpref.prefer.catalog import Catalog, Entry
 from agentpref.prefer.strata import sample
 from agentpref.prove.bootstrap import Paired
 from agentpref.prove.signs import Signs
@@ -110,31 +111,12 @@ def fit_reward(
     with translated(place), exclusive(place), closing(connect(place)) as connection:
         drain(place)
         Store(connection).require_namespace(namespace)
-        catalog = Catalog(connection, namespace, held_out=settings.held_out)
-        catalog.refresh()
-        entries = catalog.entries()
-        if not settings.thumbs.weight:
-            entries = [one for one in entries if not one.lone]
-        sides = [[one for one in entries if one.held_out is held] for held in (False, True)]
-        if not sides[0]:
-            reasons = ", ".join(f"{n} {why.replace('_', ' ')}" for why, n in
-                                catalog.left_out().items())  # fmt: skip
-            raise RewardError(
-                f"nothing in namespace {namespace!r} says which answers are good, or all of it is "
-                f"held out; log comparisons first{f' (there: {reasons})' if reasons else ''}"
-            )
-        used = [*sample(sides[0], MOST), *sample(sides[1], MOST // 2)]
-        notes: tuple[str, ...] = ()
-        if len(used) < len(entries):
-            notes = (f"{len(used):,} of {len(entries):,} examples, as equally of each stratum as "
-                     "possible",)  # fmt: skip
-        entries = used
+        catalog, entries, notes = _chosen(connection, namespace, settings)
         base = _load(model, settings, tell)
         shelf = Shelf(place, namespace)
         with shelf.features(base.numbers) as memory:
             read = _Reading(base, settings, memory, tell)
-            for start in range(0, len(entries), _READ_AT_ONCE):
-                read.add(catalog.read(entries[start : start + _READ_AT_ONCE]), len(entries))
+            read.add_all(catalog, entries)
             memory.drop_unused()
         left_out = Counter(catalog.left_out()) + read.left_out
         if not read.trained:
@@ -162,6 +144,52 @@ def fit_reward(
             about["precision"] = base.precision
             report = replace(report, name=shelf.write(made.to_arrays(), about).name)
     return replace(report, seconds=time.monotonic() - begun)
+
+
+def read_judged(
+    home: Home,
+    connection: sqlite3.Connection,
+    base: BaseModel,
+    namespace: str,
+    settings: UpdateConfig,
+    progress: Progress,
+) -> Judged:
+    """What a fit would train on now, as features under a base.
+
+    Raises:
+        RewardError: there is nothing.
+    """
+    catalog, entries, _ = _chosen(connection, namespace, settings)
+    with Shelf(home, namespace).features(base.numbers) as memory:
+        read = _Reading(base, settings, memory, progress)
+        read.add_all(catalog, [one for one in entries if not one.held_out])
+    if not read.trained:
+        raise RewardError(f"nothing could be read under {base.name!r}")
+    return read.judged()
+
+
+def _chosen(
+    connection: sqlite3.Connection, namespace: str, settings: UpdateConfig
+) -> tuple[Catalog, list[Entry], tuple[str, ...]]:
+    """The examples that train and prove a model, and a note where they are not all."""
+    catalog = Catalog(connection, namespace, held_out=settings.held_out)
+    catalog.refresh()
+    entries = catalog.entries()
+    if not settings.thumbs.weight:
+        entries = [one for one in entries if not one.lone]
+    sides = [[one for one in entries if one.held_out is held] for held in (False, True)]
+    if not sides[0]:
+        reasons = ", ".join(f"{n} {why.replace('_', ' ')}" for why, n in
+                            catalog.left_out().items())  # fmt: skip
+        raise RewardError(
+            f"nothing in namespace {namespace!r} says which answers are good, or all of it is "
+            f"held out; log comparisons first{f' (there: {reasons})' if reasons else ''}"
+        )
+    used = [*sample(sides[0], MOST), *sample(sides[1], MOST // 2)]
+    if len(used) == len(entries):
+        return catalog, used, ()
+    note = f"{len(used):,} of {len(entries):,} examples, as equally of each stratum as possible"
+    return catalog, used, (note,)
 
 
 def _load(model: str, settings: UpdateConfig, tell: Progress) -> BaseModel:
@@ -202,8 +230,12 @@ class _Reading:
         self.held_out: list[_Row] = []
         self.left_out: Counter[str] = Counter()
 
-    def add(self, examples: Sequence[Example], total: int) -> None:
-        """Read some examples."""
+    def add_all(self, catalog: Catalog, entries: Sequence[Entry]) -> None:
+        """Read the examples of a catalog."""
+        for start in range(0, len(entries), _READ_AT_ONCE):
+            self._add(catalog.read(entries[start : start + _READ_AT_ONCE]), len(entries))
+
+    def _add(self, examples: Sequence[Example], total: int) -> None:
         from agentpref.learn.encode import encode
 
         longest = min(self._settings.max_length, self._base.positions or 1 << 30)

@@ -25,6 +25,7 @@ import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from agentpref.learn.features import squared_distances
@@ -68,6 +69,11 @@ class Judged:
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+    def only(self, rows: NDArray[Any]) -> Judged:
+        """Some of it: the rows of a mask ``[n]``."""
+        arrays = {f.name: getattr(self, f.name)[rows] for f in fields(self) if f.name != "prompts"}
+        return Judged(**arrays, prompts=tuple(compress(self.prompts, rows)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,13 +197,14 @@ class Heads:
         return cls(space=Space(**of(Space, "space.")), **of(cls, ""))
 
 
-def fit(judged: Judged, *, heads: int = 5, seed: int = 0) -> Heads:
+def fit(judged: Judged, *, heads: int = 5, seed: int = 0, strength: float | None = None) -> Heads:
     """Fit heads on what people said.
 
     Args:
         judged: one row at least.
         heads: how many, 2 or more.
         seed: of the bootstrap samples.
+        strength: λ; by default the one of :data:`STRENGTHS` that cross-validation chooses.
 
     Raises:
         MissingDependency: scipy is not installed.
@@ -213,7 +220,8 @@ def fit(judged: Judged, *, heads: int = 5, seed: int = 0) -> Heads:
     # linear model on these, r = L·u with ‖r‖² = u·u, and α solves Lᵀ·α = u.
     rows = _factor(kernel)
     problem = _Problem(rows.astype(np.float32), judged)
-    strength, margins = _choose(problem, judged.prompts)
+    among = STRENGTHS if strength is None else (strength,)
+    strength, margins = _choose(problem, judged.prompts, among)
     alphas, thresholds = [], []
     for head in range(heads):
         u, threshold = problem.minimum(
@@ -300,15 +308,17 @@ class _Problem:
         return float((weight * self.losses(margins)).sum() / max(float(weight.sum()), 1e-9))
 
 
-def _choose(problem: _Problem, prompts: Sequence[str]) -> tuple[float, NDArray[Any]]:
+def _choose(
+    problem: _Problem, prompts: Sequence[str], among: Sequence[float]
+) -> tuple[float, NDArray[Any]]:
     """The strength that predicts best what a fold's model has not seen, and the margins then."""
     import numpy as np
 
     folds = np.array([int(_drawn("fold", prompt) * FOLDS) for prompt in prompts])
-    best, margins = (math.inf, STRENGTHS[0]), np.zeros(len(folds))
+    best, margins = (math.inf, among[0]), np.zeros(len(folds))
     if len(folds) < _FEWEST or len({*folds.tolist()}) < 2:
         return best[1], margins
-    for strength in STRENGTHS:
+    for strength in among:
         found = np.zeros(len(folds))
         for fold in {*folds.tolist()}:
             solved = problem.minimum(strength, problem.judged.weight * (folds != fold))

@@ -20,6 +20,7 @@ import orjson
 
 from agentpref.errors import RewardError
 from agentpref.home import Home, make_private_folder, open_private, reading, replacing, writing
+from agentpref.prove import kl_budget
 from agentpref.record.database import insert_or_ignore, transaction
 from agentpref.record.messages import as_json
 
@@ -47,8 +48,7 @@ class Shelf:
 
     def __init__(self, home: Home, namespace: str) -> None:
         self.home, self.namespace = home, namespace
-        digest = hashlib.blake2b(namespace.encode(), digest_size=6).hexdigest()
-        self.folder = home.rewards / digest
+        self.folder = home.rewards_of(namespace)
 
     def names(self) -> list[str]:
         """The names of the models, the oldest first."""
@@ -82,7 +82,10 @@ class Shelf:
         return Kept(chosen, path, load(content), about)
 
     def write(self, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> Kept:
-        """Keep a model as the newest; of the older ones, :data:`KEPT` stay."""
+        """Keep a model as the newest; of the older ones, :data:`KEPT` stay.
+
+        What was measured with the one before is no longer known.
+        """
         from safetensors.numpy import save
 
         names = self.names()
@@ -91,6 +94,7 @@ class Shelf:
         name = f"reward-{number:06d}-{hashlib.sha256(content).hexdigest()[:12]}"
         path = self.folder / f"{name}.safetensors"
         self._make()
+        kl_budget.path_of(self.home, self.namespace).unlink(missing_ok=True)
         with writing(path), replacing(path) as draft:
             draft.write_bytes(content)
         for old in [*names, name][:-KEPT]:

@@ -21,7 +21,7 @@ from benchmarks.streams.table import (
     slopes,
 )
 
-KL_BUDGET = UpdateConfig().gate.kl_budget
+KL_BUDGET = UpdateConfig().gate.budget
 
 
 def targets(rows: Sequence[Row]) -> list[Target]:

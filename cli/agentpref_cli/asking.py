@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,9 +11,11 @@ import typer
 from agentpref_cli.terminal import BAD, say
 
 if TYPE_CHECKING:
+    from agentpref.evaluation.duels import Answer
     from agentpref.judging import Asking
     from agentpref.judging.running import Generate
     from agentpref.prefer.judges.hearing import Spending
+    from agentpref.serve.registry import Registry
     from agentpref.types import Progress
 
 Concurrency = Annotated[
@@ -85,6 +87,31 @@ def sampler(home: Any, namespace: str, model: str | None) -> Iterator[Generate]:
         model = str(live.manifest["base"]["name"])
     with Router(registry, TransformersBackend(model)) as router:
         yield router.generate
+
+
+def revisions_of(model: str | None) -> Callable[[Registry, Sequence[str]], Answer]:
+    """Makes revisions ready in this process, to answer requests.
+
+    ``model`` is where their base is; by default it has the name that they were trained with, or,
+    where there are none, that of the namespace's reward model.
+    """
+
+    def answer(registry: Registry, names: Sequence[str]) -> Answer:
+        from agentpref.reward import Shelf
+        from agentpref.types import BASE
+        from agentpref_adapters.transformers import TransformersBackend
+
+        found = [registry.get(name) for name in names if name != BASE]
+        base = model or (found[-1].manifest["base"]["name"] if found else None)
+        if base is None:
+            base = Shelf(registry.home, registry.namespace).read().about["base"]["name"]
+        backend = TransformersBackend(base)
+        for revision in found:
+            backend.validate(revision)
+            backend.load(revision)
+        return backend.generate
+
+    return answer
 
 
 def show_spending(spending: Spending) -> None:

@@ -25,7 +25,7 @@ COMMANDS = (
     ["ask"],
     ["review"],
     ["reward"],
-    *[["reward", name] for name in ("fit", "list", "score")],
+    *[["reward", name] for name in ("fit", "frontier", "list", "score")],
     *[["judge", name] for name in ("new", "list", "calibrate", "run", "revise")],
     *[[name] for name in ("init", "demo", "import", "export", "stats", "pairs", "update", "adopt")],
     *[

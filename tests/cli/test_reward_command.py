@@ -51,6 +51,23 @@ def test_a_model_is_fitted_listed_and_scores(run, compared, tmp_path) -> None:
     assert "best\t+" in run("reward", "score", file).out
 
 
+def test_the_frontier_is_shown_drawn_and_kept_for_updates(run, compared, tmp_path) -> None:
+    run("reward", "fit", "--model", "tiny", "--quiet")
+    failed = run("update", "--model", "tiny", "--set", "gate.kl_budget=auto", exits=2).err
+    assert "run `agentpref reward frontier`" in failed
+    some = ("--prompts", 3, "--samples", 4, "--answer-tokens", 8, "--quiet")
+    plot = tmp_path / "frontier.svg"
+    shown = run("reward", "frontier", *some, "--plot", plot).out
+    assert "best of 4\t0.64\t" in shown
+    assert "gate.kl_budget=auto" in shown
+    assert "gold, cross-fitted" in plot.read_text(encoding="utf-8")
+    found = run("reward", "frontier", *some, "--json").json
+    assert [one["n"] for one in found["points"]] == [1, 2, 4]
+    assert found["gold"] == "cross-fitted"
+    wrong = run("reward", "frontier", "--plot", tmp_path / "x.txt", exits=2).err
+    assert "must end in .svg, .png, .pdf" in wrong
+
+
 def test_a_fit_without_enough_to_prove_it_exits_5(run, home) -> None:
     with Log(home) as log:
         for number in range(6):

@@ -15,6 +15,7 @@ from agentpref_cli.asking import (
     MaxCost,
     MaxTokens,
     asking_of,
+    revisions_of,
     show_spending,
 )
 from agentpref_cli.terminal import (
@@ -33,11 +34,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from agentpref.evaluation import Evaluation
-    from agentpref.evaluation.duels import Answer, Duels
+    from agentpref.evaluation.duels import Duels
     from agentpref.judging import Asking
     from agentpref.prefer.judges.calibration import Estimate
     from agentpref.prove.comparing import Difference, Group, Interval
-    from agentpref.serve.registry import Registry
 
 _FINDINGS = {"better": GOOD, "worse": BAD, "not told apart": WARN}
 
@@ -183,22 +183,12 @@ def _fight(
 ) -> Duels:
     """Let revisions answer in this process, and a judge compare the answers."""
     from agentpref.evaluation.duels import judge_revisions
-    from agentpref.types import BASE
-    from agentpref_adapters.transformers import TransformersBackend
-
-    def answer(registry: Registry, names: Sequence[str]) -> Answer:
-        found = [registry.get(name) for name in names if name != BASE]
-        backend = TransformersBackend(model or found[-1].manifest["base"]["name"])
-        for revision in found:
-            backend.validate(revision)
-            backend.load(revision)
-        return backend.generate
 
     return judge_revisions(
         home,
         judge,
         revisions,
-        answer=answer,
+        answer=revisions_of(model),
         on=sys.stdin.buffer if on == "-" else on,
         format=format,
         namespace=namespace,

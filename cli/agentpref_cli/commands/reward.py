@@ -11,9 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from agentpref_cli import options
-from agentpref_cli.terminal import BAD, GOOD, WARN, moment, print_result, progress, say, table
+from agentpref_cli.asking import (
+    Concurrency,
+    MaxCost,
+    MaxTokens,
+    asking_of,
+    revisions_of,
+    show_spending,
+)
+from agentpref_cli.terminal import BAD, BOLD, GOOD, WARN, moment, print_result, progress, say, table
 
 if TYPE_CHECKING:
+    from agentpref.evaluation.frontier import Frontier
     from agentpref.reward import RewardReport, Score, Shelf
 
 NOT_KEPT = {"insufficient": 5, "refused": 4}
@@ -193,6 +202,132 @@ def _read(row: Any, number: int) -> tuple[list[Any], list[Any], list[Any]]:
     except (InvalidMessage, UnicodeEncodeError) as error:
         raise typer.BadParameter(f"line {number}: {error}") from error
     return messages, said, tools
+
+
+@app.command("frontier", short_help="How far it can be followed before answers become worse.")
+def frontier(
+    revisions: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[REV]...", help="Shown beside [default: what serves].", show_default=False
+        ),
+    ] = None,
+    home: options.Home = None,
+    namespace: options.Namespace = "default",
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="Where its base is [default: as it was fitted with].",
+            show_default=False,
+        ),
+    ] = None,
+    judge: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="A judge that also scores [default: models of halves of what people said].",
+            show_default=False,
+        ),
+    ] = None,
+    prompts: Annotated[
+        int, typer.Option(min=2, metavar="N", help="Held-out prompts to answer, at most.")
+    ] = 40,
+    samples: Annotated[
+        int, typer.Option(min=2, max=256, metavar="N", help="Answers to each; the largest n.")
+    ] = 16,
+    temperature: Annotated[
+        float, typer.Option(min=0.01, metavar="T", help="At which they are drawn.")
+    ] = 0.8,
+    answer_tokens: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Tokens of an answer, at most.")
+    ] = 128,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", exists=True, dir_okay=False, help="Settings of the updates, as TOML."
+        ),
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="One setting; may be repeated."),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Draw it, as .svg, .png or .pdf.", show_default=False),
+    ] = None,
+    concurrency: Concurrency = 8,
+    max_tokens: MaxTokens = None,
+    max_cost: MaxCost = None,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show how far the reward model can be followed before answers become worse.
+
+    The base answers held-out prompts many times. For each n: how often is the answer of n that the
+    reward model likes best better than one answer, in its own eyes (proxy) and in those of another
+    scorer (gold)? Where the two part, the reward model is mistaken about what it likes most. The
+    other scorer is a judge; without one, models of halves of what people said choose and score in
+    turn, which sees the errors of few and noisy labels, and not those that all of them share.
+
+    What is found is kept: with gate.kl_budget=auto, updates go no further from the base.
+    """
+    from agentpref.config import UpdateConfig
+    from agentpref.evaluation.overoptimisation import measure_frontier
+    from agentpref.learn import process
+    from agentpref_cli.page.frontier import draw, require_plots
+
+    if plot is not None:
+        require_plots(plot)
+    with progress(quiet) as report:
+        found = measure_frontier(
+            home,
+            answer=revisions_of(model),
+            namespace=namespace,
+            model=model,
+            judge=judge,
+            revisions=revisions or (),
+            prompts=prompts,
+            samples=samples,
+            temperature=temperature,
+            max_tokens=answer_tokens,
+            config=UpdateConfig.from_mapping(options.read_settings(config, set_ or ())),
+            asking=asking_of(concurrency, max_tokens, max_cost, None, process.settling(report)),
+        )
+    if plot is not None:
+        draw(found, plot)
+    print_result(as_json, found.to_mapping(), lambda: _show_frontier(found))
+
+
+def _show_frontier(found: Frontier) -> None:
+    say(
+        f"{found.reward}, gold by {found.gold}: {found.prompts:,} prompts with {found.samples} "
+        f"answers each, of {found.tokens:.0f} tokens in the mean",
+        BOLD,
+    )
+    table(
+        ("policy", "KL per answer", "proxy", "gold"),
+        [
+            (one.policy, f"{one.kl:.2f}", f"{one.proxy:.3f}", f"{one.gold:.3f}")
+            for one in found.points
+        ],
+    )
+    if found.turns:
+        say(
+            f"answers become worse beyond the best of {found.best_n}: draw no more, and "
+            f"gate.kl_budget=auto is {found.kl_budget:.3f} nats a token",
+            WARN,
+        )
+    else:
+        say(
+            f"no answers become worse that it likes more; the best of {found.best_n} is best. "
+            "gate.kl_budget=auto is the default",
+            GOOD,
+        )
+    for note in found.notes:
+        say(note, WARN)
+    if found.spending.asked or found.spending.known:
+        show_spending(found.spending)
 
 
 def _plain(scores: list[Score]) -> dict[str, Any]:
