@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from agentpref.learn.features import squared_distances
+from agentpref.models.threads import single_blas_thread
 from agentpref.offline import answers as asking
 from agentpref.offline.answers import own_only
 from agentpref.offline.critics import Critic, answers_of, planned
@@ -51,6 +52,7 @@ def _resamples(data: Decisions, number: int, seed: int) -> Iterator[NDArray[Any]
             yield counts.astype(float)
 
 
+@single_blas_thread()
 def prove(
     learner: Learner,
     reader: FeatureReader,

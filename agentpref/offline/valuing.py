@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from agentpref.config import UpdateConfig
 from agentpref.learn.features import FeatureReader
 from agentpref.learn.learner import Learner
+from agentpref.models.threads import single_blas_thread
 from agentpref.offline import answers as asking
 from agentpref.offline.answers import own_only
 from agentpref.offline.critics import Critic
@@ -49,6 +50,7 @@ class Valued:
     told: Mapping[str, Any] = field(default_factory=dict)
 
 
+@single_blas_thread()
 def value(
     learner: Learner,
     logged: Conversations,

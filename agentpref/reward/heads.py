@@ -29,6 +29,7 @@ from itertools import compress
 from typing import TYPE_CHECKING, Any
 
 from agentpref.learn.features import squared_distances
+from agentpref.models.threads import single_blas_thread
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -197,6 +198,7 @@ class Heads:
         return cls(space=Space(**of(Space, "space.")), **of(cls, ""))
 
 
+@single_blas_thread()
 def fit(judged: Judged, *, heads: int = 5, seed: int = 0, strength: float | None = None) -> Heads:
     """Fit heads on what people said.
 

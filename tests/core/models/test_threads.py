@@ -307,3 +307,15 @@ def test_a_command_lets_threads_spin_shortly_where_a_quota_pays_for_it(
         monkeypatch.delitem(sys.modules, "torch")
     threads.prepare()
     assert os.environ.get("GOMP_SPINCOUNT") == set_to
+
+
+def test_a_fit_computes_with_one_thread_of_numpy_and_gives_them_back():
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    def counts():
+        return {one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"}
+
+    with threadpool_limits(2, user_api="blas"):
+        with threads.single_blas_thread():
+            assert counts() == {1}
+        assert counts() == {2}
