@@ -23,17 +23,22 @@ import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import agentpref
 from agentpref import Log
+from agentpref.models.base import load_base
+from agentpref.models.decoding import Decoding
 from agentpref.prefer.examples import is_held_out
 from agentpref.reward import fit_reward, kl_of_best, open_reward
 from agentpref.reward.model import RewardModel
-from agentpref.serve.backend import GenerationRequest
+from agentpref.serve.backend import GenerationRequest, Reply
+from agentpref.serve.best import BestOf
 from agentpref.testing.judges import drawn
-from agentpref.types import BASE, Message
+from agentpref.types import BASE, Message, Prompt
 from agentpref_adapters.transformers import TransformersBackend
 from benchmarks._report import Target, at_least, at_most, print_report
 from benchmarks.online import Rule
@@ -45,7 +50,7 @@ TRAITS = (
     "conscientiousness", "risk-seeking", "agreeableness", "interest-in-music", "openness",
 )  # fmt: skip
 SIZES = Sizes(new=300, proving=40, measured=100)
-PROMPTS, TESTED, DRAWN = 300, 100, 8
+PROMPTS, TESTED, DRAWN, ROUND = 300, 100, 8, 20
 NS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -265,10 +270,73 @@ class _Drawn:
         return math.fsum(score[one] for one in won) / len(won)
 
 
+# --- What best-of-N costs ---
+
+
+def throughput(folder: Path, seeds: int) -> dict[str, Any]:
+    """Tokens a second of the best of eight, and of eight plain samples of one ``generate``.
+
+    Each arm answers the same requests once in each round, one after the other; ratios are of the
+    processor time and the wall time of a round.
+    """
+    place = folder / "throughput"
+    with _Drawn() as drawn_:
+        reward = drawn_.reward(place, PROMPTS, noise=0.0, seed=0)
+    drawn_tokens: list[int] = []
+
+    def rank(request: GenerationRequest, replies: Sequence[Reply]) -> list[float]:
+        drawn_tokens.extend(len(one.token_ids) for one in replies)
+        scores: list[float] = reward.rank(request, replies)
+        return scores
+
+    backend = BestOf(TransformersBackend("tiny"), rank)
+    base, rows = load_base("tiny"), list[dict[str, float]]()
+    asked: list[tuple[Message, ...]] = [
+        ({"role": "user", "content": one.text},) for one in islice(requests("reward"), ROUND)
+    ]
+
+    def plain() -> int:
+        count = 0
+        for messages in asked:
+            text = base.template.render(Prompt("", messages))
+            given = base.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+            found = base.model.generate(
+                given, attention_mask=given.new_ones(given.shape), do_sample=True, temperature=0.9,
+                top_k=0, max_new_tokens=64, num_return_sequences=DRAWN,
+            )  # fmt: skip
+            count += int((found[:, given.shape[1] :] != Decoding.of(base).pad).sum())
+        return count
+
+    def best_of() -> int:
+        drawn_tokens.clear()
+        for messages in asked:
+            wanted = GenerationRequest(messages, max_tokens=64, temperature=0.9, best_of=DRAWN)
+            backend.generate(BASE, wanted)
+        return sum(drawn_tokens)
+
+    for _ in range(max(5, seeds)):
+        row = {}
+        for name, arm in (("plain", plain), ("best", best_of)):
+            wall, cpu = time.perf_counter(), time.process_time()
+            tokens = arm()
+            row[f"{name} per second"] = tokens / (time.perf_counter() - wall)
+            row[f"{name} per processor second"] = tokens / (time.process_time() - cpu)
+        rows.append(row)
+    backend.close()
+    return {"rounds": rows}
+
+
+def of_throughput(found: dict[str, Any]) -> list[Target]:
+    """What was promised of the cost."""
+    ratios = [row["best per second"] / row["plain per second"] for row in found["rounds"]]
+    return [at_least("best of 8: tokens a second, of plain samples'", median(ratios), 0.8)]
+
+
 PARTS = {
     "nights": (nights, of_nights),
     "best": (best, of_best),
     "frontier": (frontier, of_frontier),
+    "throughput": (throughput, of_throughput),
 }
 
 if __name__ == "__main__":

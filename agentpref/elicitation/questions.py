@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import random
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from agentpref.elicitation.acquisition import (
     Rule,
     candidates,
     choose,
+    for_evidence,
     noise_of_agreement,
     rule_for,
 )
@@ -30,9 +32,10 @@ from agentpref.errors import RewardError
 from agentpref.home import Home
 from agentpref.judging.gold import standing_comparisons
 from agentpref.judging.running import Pair, answers_key, undecided
-from agentpref.prefer.examples import as_asked
+from agentpref.prefer.examples import as_asked, is_held_out
 from agentpref.prefer.judges.calibration import people_agreement
 from agentpref.prefer.judges.verdicts import swapped
+from agentpref.reading import last_held_out
 from agentpref.record.database import connect, translated
 from agentpref.record.judges import Judges
 from agentpref.record.log import Log
@@ -251,6 +254,8 @@ class Queue:
 
     def _choose(self, pool: Sequence[Pair], count: int) -> list[Pair]:
         """The pairs to ask, by the rule."""
+        if self.rule == "evidence":
+            return self._evidence(pool)[:count]
         if self._reward is None or self.rule == "random" or not pool:
             source = random.Random(f"{self._seed} {self.person}")
             return source.sample(pool, min(count, len(pool)))
@@ -270,6 +275,22 @@ class Queue:
         said = np.stack([one.answers[0] - one.answers[1] for _, one in readable])
         some = candidates(self._reward.heads, at, said)
         return [readable[n][0] for n in choose(some, count, self.rule, seed=self._seed)]
+
+    def _evidence(self, pool: Sequence[Pair]) -> list[Pair]:
+        """The pairs in the order in which they help the gate to decide."""
+        share = last_held_out(self._connection, self.namespace)
+
+        def proves(pair: Pair) -> bool:
+            return is_held_out(pair.a.prompt.messages, share)
+
+        said = {
+            (pair.a.tag, pair.a.prompt.id)
+            for row, pair in self._compared()
+            if row.winner != "tie" and proves(pair)
+        }
+        tags = [pair.a.tag if proves(pair) else None for pair in pool]
+        order = for_evidence(tags, Counter(tag for tag, _ in said))
+        return [pool[number] for number in order]
 
 
 @contextmanager
@@ -310,7 +331,7 @@ def open_queue(
         if voter is not None and all(row.user_id != voter for row in said):
             notes.append(f"{gold!r} has compared nothing here yet, so no question is gold")
         chosen = rule or rule_for(noise, DEFAULT)
-        if reward is None and chosen != "random":
+        if reward is None and chosen not in ("random", "evidence"):
             notes.append(
                 "there is no reward model, so questions are drawn at random; `agentpref reward fit`"
                 " fits one from about a hundred comparisons on"

@@ -137,6 +137,15 @@ class RewardModel:
         Raises:
             RewardError: none of them can be read.
         """
+        try:
+            found = self.score(
+                request.messages, [one.message for one in replies], tools=request.tools
+            )
+        except RewardError:  # of one answer, perhaps
+            return self._rank_readable(request, replies)
+        return [one.lower for one in found]
+
+    def _rank_readable(self, request: GenerationRequest, replies: Sequence[Reply]) -> list[float]:
         problems = [self._problem(request, reply) for reply in replies]
         readable = [number for number, problem in enumerate(problems) if problem is None]
         if not readable:

@@ -15,10 +15,14 @@ if TYPE_CHECKING:
 
 _KEYS = "1 or 2 is better, t tie, b both bad, s skip, u undo, q quit; a comment may follow"
 
+WITHOUT_REWARD = ("random", "evidence")
+"""The rules that need no reward model."""
+
 RuleOption = Annotated[
-    Literal["random", "entropy", "disagreement", "d_optimal"] | None,
+    Literal["random", "entropy", "disagreement", "d_optimal", "evidence"] | None,
     typer.Option(
-        help="What chooses [default: entropy, or random where people disagree often].",
+        help="What chooses [default: entropy, or random where people disagree often]; evidence: "
+        "what the gate lacks.",
         show_default=False,
     ),
 ]
@@ -75,7 +79,7 @@ def ask(
     from agentpref.elicitation import open_queue
     from agentpref.elicitation.questions import newest_reward
 
-    reward = None if rule == "random" else newest_reward(home, namespace, model=model)
+    reward = None if rule in WITHOUT_REWARD else newest_reward(home, namespace, model=model)
     with open_queue(
         home, namespace=namespace, person=user_id, rule=rule, reward=reward, pool=pool, seed=seed,
         gold=gold,

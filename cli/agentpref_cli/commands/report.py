@@ -194,7 +194,8 @@ def _beside(found: Mapping[str, Any]) -> Iterator[str]:
     if few:
         yield (
             "label next: the fewer held-out prompts a tag has, the larger a loss in it can be "
-            f"before the gate is sure to refuse; {'; '.join(map(_evidence, few))}"
+            f"before the gate is sure to refuse; {'; '.join(map(_evidence, few))}; `agentpref "
+            "ask --rule evidence` asks for these"
         )
     if found["unread"]:
         yield f"{found['unread']:,} judgements came in since; the next update reads them"

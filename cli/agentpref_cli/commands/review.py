@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from agentpref_cli import options
-from agentpref_cli.commands.ask import Gold, Pool, RewardBase, RuleOption
+from agentpref_cli.commands.ask import WITHOUT_REWARD, Gold, Pool, RewardBase, RuleOption
 from agentpref_cli.commands.gateway import is_local, listening_at
 from agentpref_cli.terminal import GOOD, print_result, say, warn
 
@@ -74,7 +74,7 @@ def review(
     names = list(dict.fromkeys([*(annotator or ([] if owners else [getpass.getuser()])), *owners]))
     tokens = {secrets.token_urlsafe(24): name for name in names}
     with closing(listening_at(host, port)) as listening:
-        reward = None if rule == "random" else newest_reward(place, namespace, model=model)
+        reward = None if rule in WITHOUT_REWARD else newest_reward(place, namespace, model=model)
         office = Office(place, namespace, names, lambda name: page_of(place.path, name, namespace))
         with Desks(
             place, namespace=namespace, rule=rule, reward=reward, pool=pool, gold=gold

@@ -10,6 +10,7 @@ import pytest
 from agentpref.elicitation import Queue, open_queue
 from agentpref.elicitation.questions import newest_reward
 from agentpref.home import Home
+from agentpref.prefer.examples import is_held_out
 from agentpref.record.deletion.forget import forget
 from agentpref.record.log import Log
 from agentpref.reward import RewardModel, fit_reward
@@ -200,6 +201,22 @@ def test_a_removal_forgets_what_was_skipped(home: Home, queue: Queue) -> None:
     queue._log.thumbs(question.first.run_id, up=True, user_id="ana")
     forget(home, user_id="ana")
     assert not home.skipped.exists()
+
+
+def test_what_the_gate_lacks_is_asked_first(home: Home) -> None:
+    with Log(home.path) as log:
+        for number in range(100, 140):
+            for text in answers(number):
+                log.record(asked(number), text, tags=["rare"])
+    with open_queue(home, person="ana", rule="evidence") as queue:
+        assert (queue.rule, queue.notes) == ("evidence", [])
+        many = queue.next(80)
+        proving = [one for one in many if is_held_out(one.prompt, 0.2)]
+        assert many[: len(proving)] == proving
+        for one in [one for one in proving if one.first.tag == "chat"][:2]:
+            queue.answer(one, "a")
+        tags = [one.first.tag for one in queue.next(4)]
+        assert tags == ["rare", "rare", "chat", "rare"]
 
 
 def test_people_who_disagree_often_are_asked_at_random(home: Home) -> None:
