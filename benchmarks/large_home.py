@@ -19,6 +19,7 @@ from typing import Any
 
 from agentpref.home import Home
 from agentpref.record.database import connect, transaction
+from agentpref.record.keys import names_of
 from agentpref.record.messages import Linker, Node, RunRow, new_id, run_row
 from agentpref.record.store import Store
 from agentpref.types import Comparison, Feedback, Prompt, Run
@@ -52,6 +53,7 @@ class Conversation:
 def make(folder: Path, rows: int, tell: Callable[[str], None] = print, *, seed: int = 0) -> Home:
     """Make a home of about ``rows`` rows in an empty or missing folder."""
     home = Home.create(folder)
+    names_of(home)  # its key, before it has users
     count = max(1, round(rows / ROWS))
     with closing(connect(home)) as connection:
         for setting in _UNSAFE_AND_FAST:

@@ -11,7 +11,7 @@ import hashlib
 import random
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -59,7 +59,8 @@ _FEWEST = 10  # repeated labels below which nobody knows how noisy they are
 class Question(NamedTuple):
     """Two answers to a prompt; ``first`` is shown first, by chance.
 
-    ``why`` says what chose it, and ``repeated`` whether somebody else has answered it.
+    ``why`` says what chose it, ``repeated`` whether somebody else has answered it, and ``said``
+    what these found.
     """
 
     id: str
@@ -67,6 +68,7 @@ class Question(NamedTuple):
     second: Run
     why: str
     repeated: bool = False
+    said: tuple[Winner, ...] = ()
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -104,26 +106,31 @@ class Queue:
     _seed: int
     _gold: str | None = None
     _done: dict[str, _Done] = field(default_factory=dict)
-    _others: Mapping[str, Sequence[tuple[Pair, Winner]]] = field(default_factory=dict)
     _read: dict[str, Features | None] = field(default_factory=dict)
 
-    def next(self, count: int) -> list[Question]:
-        """The next questions, the most telling first; fewer where there are no more."""
+    def next(self, count: int, besides: Collection[str] = ()) -> list[Question]:
+        """The next questions, the most telling first; fewer where there are no more.
+
+        ``besides`` are questions by id that are to be asked already.
+        """
         compared = self._compared()
-        done = self._asked(compared)
+        done = self._asked(compared) | {*besides}
         source = random.Random(f"{self._seed} {self.person} {len(done)}")
         fresh = (p for p in undecided(self._connection, self.namespace, None, _ANSWERS)
                  if _id(p) not in done)  # fmt: skip
         pool = [*islice(fresh, self._pool)]
-        self._others = self._said_by_others(compared)
-        left = [said[0][0] for name, said in self._others.items() if name not in done]
+        others = self._said_by_others(compared)
+        left = [said[0][0] for name, said in others.items() if name not in done]
         again = source.sample(left, min(int(REPEATED * count + source.random()), len(left)))
         chosen: list[tuple[Pair, str, bool]] = [
             (pair, self.rule, False) for pair in self._choose(pool, count - len(again))
         ]
         for pair in again:
             chosen.insert(source.randint(0, len(chosen)), (pair, "repeated", True))
-        return [_question(pair, why, repeated, source) for pair, why, repeated in chosen]
+        return [
+            _question(pair, why, repeated, others.get(_id(pair), ()), source)
+            for pair, why, repeated in chosen
+        ]
 
     def answer(self, question: Question, winner: Winner, comment: str | None = None) -> str:
         """Log that the first (``a``) or the second answer is better, or neither; the id of it."""
@@ -134,10 +141,7 @@ class Queue:
             user_id=self.person,
             comment=comment,
         )
-        agreed = [
-            (verdict if pair.a.output == question.first.output else swapped(verdict)) == winner
-            for pair, verdict in self._others.get(question.id, ())
-        ]
+        agreed = [verdict == winner for verdict in question.said]
         self._done[question.id] = _Done("answered", agreed)
         return said
 
@@ -268,7 +272,8 @@ class Queue:
         readable = [(pair, one) for pair, one in known if one is not None]
         if len(readable) < len(pool):
             left = len(pool) - len(readable)
-            self.notes.append(f"{left} of {len(pool)} pairs cannot be read by the reward model")
+            note = f"{left} of {len(pool)} pairs cannot be read by the reward model"
+            self.notes += [note] if note not in self.notes else []
         if not readable:
             return []
         at = np.stack([one.prompt for _, one in readable])
@@ -387,7 +392,17 @@ def _id(pair: Pair) -> str:
     return hashlib.blake2b(content, digest_size=12).hexdigest()
 
 
-def _question(pair: Pair, why: str, repeated: bool, source: random.Random) -> Question:
+def _question(
+    pair: Pair,
+    why: str,
+    repeated: bool,
+    others: Sequence[tuple[Pair, Winner]],
+    source: random.Random,
+) -> Question:
     runs = [pair.a, pair.b]
     source.shuffle(runs)
-    return Question(_id(pair), runs[0], runs[1], why, repeated)
+    said = tuple(
+        verdict if other.a.output == runs[0].output else swapped(verdict)
+        for other, verdict in others
+    )
+    return Question(_id(pair), runs[0], runs[1], why, repeated, said)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from agentpref.elicitation import Queue
 from agentpref.home import Home
 from agentpref.record.log import Log
 from agentpref_adapters.review import Desks, create_app
@@ -70,6 +72,30 @@ def test_a_session_is_a_cookie_that_no_other_page_sends(desks: Desks) -> None:
     cookie = sent.headers["set-cookie"].lower()
     assert "httponly" in cookie
     assert "samesite=strict" in cookie
+
+
+def test_the_next_questions_are_chosen_while_the_last_ones_are_answered(
+    desks: Desks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[tuple[str, list[str]]] = []
+    real = Queue.next
+
+    def noted(self: Queue, count: int, besides: Any = ()) -> Any:
+        found = real(self, count, besides)
+        chosen.append((threading.current_thread().name, [one.id for one in found]))
+        return found
+
+    monkeypatch.setattr(Queue, "next", noted)
+    seen = []
+    while (question := desks.at("ana", lambda desk: desk.question())) is not None:
+        seen.append(question.id)
+        desks.at("ana", lambda desk: desk.answer(question.id, "a", None))
+        if len(seen) == 11:
+            assert desks.at("ana", lambda desk: len(desk.ahead)) == 9
+            assert len(chosen) == 1 or len(chosen[1][1]) == 10
+    assert len(seen) == len({*seen}) == 30
+    assert all(thread.startswith("next-ana") for thread, _ in chosen)
+    assert [len(ids) for _, ids in chosen] == [20, 10, 0, 0]
 
 
 def test_an_answer_is_logged_before_the_next_pair_shows(home: Home, ana: TestClient) -> None:

@@ -293,7 +293,7 @@ def _values(desk: Desk) -> dict[str, Any]:
         "agreed": sum(queue.agreed),
         "repeated": len(queue.agreed),
         "can_undo": bool(desk.behind),
-        "notes": queue.notes,
+        "notes": [*dict.fromkeys((*queue.notes, *desk.notes))],
     }
 
 
