@@ -9,31 +9,33 @@ on 100 pairs a trait that no fit has seen. ``dpo`` is the same accuracy of one u
 with default settings. ``best`` draws answers to ordinary requests from the bundled model, lets a
 rule compare some (shorter is better, politeness is worth sixty characters), fits a reward model on
 that, and asks the rule whether the best of n is better than the first of them, on other requests.
-``frontier`` does the same for a model of few and noisy labels, over n. The last line of the output
+``frontier`` asks over n, for a model of few and noisy labels, and whether ``auto`` finds the best
+n. ``throughput`` compares with eight plain samples. The last line of the output
 is one JSON object.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 import shutil
 import tempfile
 import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
 import agentpref
 from agentpref import Log
+from agentpref.evaluation.overoptimisation import measure_frontier
 from agentpref.models.base import load_base
 from agentpref.models.decoding import Decoding
 from agentpref.prefer.examples import is_held_out
-from agentpref.reward import fit_reward, kl_of_best, open_reward
+from agentpref.reward import fit_reward, open_reward
 from agentpref.reward.model import RewardModel
 from agentpref.serve.backend import GenerationRequest, Reply
 from agentpref.serve.best import BestOf
@@ -51,6 +53,9 @@ TRAITS = (
 )  # fmt: skip
 SIZES = Sizes(new=300, proving=40, measured=100)
 PROMPTS, TESTED, DRAWN, ROUND = 300, 100, 8, 20
+TOKENS, TEMPERATURE = 64, 0.9
+
+Options = argparse.Namespace
 NS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -59,6 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parts", default="nights,best,frontier")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--model", default="tiny")
     options = parser.parse_args()
     warnings.simplefilter("ignore", FutureWarning)  # of peft
     found: dict[str, Any] = {}
@@ -66,7 +72,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for part in options.parts.split(","):
             measure, promised = PARTS[part]
-            found[part] = measure(Path(folder), options.seeds)
+            found[part] = measure(Path(folder), options)
             targets += promised(found[part])
     print_report("reward", found, targets)
 
@@ -74,19 +80,22 @@ def main() -> None:
 # --- Nights ---
 
 
-def nights(folder: Path, seeds: int) -> dict[str, Any]:
+def nights(folder: Path, options: Options) -> dict[str, Any]:
     """Five traits, one a night."""
-    return {str(seed): _five_nights(folder / f"nights-{seed}", seed) for seed in range(seeds)}
+    return {
+        str(seed): _five_nights(folder / f"nights-{seed}", options.model, seed)
+        for seed in range(options.seeds)
+    }
 
 
-def _five_nights(place: Path, seed: int) -> dict[str, Any]:
+def _five_nights(place: Path, model: str, seed: int) -> dict[str, Any]:
     streams = [trait_night(trait, "", SIZES, seed) for trait in TRAITS]
     accuracies: list[list[float]] = []
     seconds, errors = [], []
     for night in streams:
         _log(place, night)
         begun = time.perf_counter()
-        report = fit_reward(place, model="tiny")
+        report = fit_reward(place, model=model)
         seconds.append(round(time.perf_counter() - begun, 1))
         errors.append(report.quality.calibration_error)
         reward = open_reward(place)
@@ -94,7 +103,7 @@ def _five_nights(place: Path, seed: int) -> dict[str, Any]:
     own = [row[number] for number, row in enumerate(accuracies)]
     last = accuracies[-1]
     bwt = sum(end - then for end, then in zip(last[:-1], own[:-1], strict=True)) / (len(own) - 1)
-    updated = agentpref.update(place, model="tiny")
+    updated = agentpref.update(place, model=model)
     dpo = agentpref.Registry(place).live()
     policy = None
     if dpo is not None:
@@ -142,11 +151,11 @@ def of_nights(found: dict[str, Any]) -> list[Target]:
 # --- Best of n ---
 
 
-def best(folder: Path, seeds: int) -> dict[str, Any]:
+def best(folder: Path, options: Options) -> dict[str, Any]:
     """The best of eight against the first of them."""
-    with _Drawn() as drawn_:
+    with _Drawn(options.model) as drawn_:
         found: dict[str, Any] = {}
-        for seed in range(seeds):
+        for seed in range(options.seeds):
             reward = drawn_.reward(folder / f"best-{seed}", PROMPTS, noise=0.0, seed=seed)
             chosen = [drawn_.choose(reward, number, DRAWN) for number in range(TESTED)]
             wins = [drawn_.wins(number, place) for number, place in enumerate(chosen)]
@@ -163,62 +172,103 @@ def of_best(found: dict[str, Any]) -> list[Target]:
     ]
 
 
-def frontier(folder: Path, seeds: int) -> dict[str, Any]:
-    """Proxy and gold over n, for a model of 100 pairs with a quarter of the labels flipped."""
-    with _Drawn(answers=max(NS), tested=40) as drawn_:
+def frontier(folder: Path, options: Options) -> dict[str, Any]:
+    """What ``auto`` finds for a model of 100 pairs with a quarter of the labels flipped.
+
+    ``crossed`` is the n that models of halves of the labels choose, and ``gold`` what the rule says
+    of the best of n. ``planted`` is the same with a rule that people never told: neither short nor
+    long; it judges itself, and the n is its.
+    """
+    with _Drawn(options.model) as drawn_:
         found: dict[str, Any] = {}
-        for seed in range(seeds):
+        for seed in range(options.seeds):
             place = folder / f"frontier-{seed}"
             reward = drawn_.reward(place, 100, noise=0.25, seed=seed, may_fail=True)
             if reward is None:
                 found[str(seed)] = {"fitted": False}
                 continue
-            rows = {}
-            for n in NS:
-                scores = [drawn_.scores(reward, number, n) for number in range(drawn_.tested)]
-                places = [max(range(n), key=own.__getitem__) for own in scores]
-                gold = [drawn_.gold(number, place) for number, place in enumerate(places)]
-                rows[str(n)] = {
-                    "kl": round(kl_of_best(n), 3),
-                    "proxy": sum(max(own) for own in scores) / len(scores),
-                    "gold": sum(gold) / len(gold),
-                }
-            found[str(seed)] = {"fitted": True, "n": rows}
+            crossed, gold, planted = (
+                measure_frontier(
+                    place, answer=lambda *_: drawn_.answer, judge=judge, samples=max(NS),
+                    temperature=TEMPERATURE, max_tokens=TOKENS,
+                )
+                for judge in (None, Rule("shorter and polite"), _Moderate("moderate"))
+            )  # fmt: skip
+            found[str(seed)] = {
+                "fitted": True,
+                "auto": crossed.best_n,
+                "turns": crossed.turns,
+                "proxy": {str(one.n): round(one.proxy, 4) for one in gold.points},
+                "crossed": {str(one.n): round(one.gold, 4) for one in crossed.points},
+                "gold": {str(one.n): round(one.gold, 4) for one in gold.points},
+                "planted": {str(one.n): round(one.gold, 4) for one in planted.points},
+                "planted auto": planted.best_n,
+                "planted turns": planted.turns,
+                "planted budget": planted.kl_budget,
+            }
+            print(seed, found[str(seed)], flush=True)
         return found
 
 
+class _Moderate(Rule):
+    """Answers of some sixty characters are best."""
+
+    def _score(self, text: str) -> float:
+        return -abs(len(text) - 60.0)
+
+
 def of_frontier(found: dict[str, Any]) -> list[Target]:
-    """Nothing was promised of three seeds; the rows are to be looked at."""
-    return []
+    """What was promised of ``auto``, of the seeds that have a reward model."""
+    rows = [row for row in found.values() if row["fitted"]]
+    if not rows:
+        return []
+    near = {
+        name: [_gain(row[name], row[auto]) >= 0.9 * max(_gain(row[name], n) for n in NS)
+               for row in rows]
+        for name, auto in (("gold", "auto"), ("planted", "planted auto"))
+    }  # fmt: skip
+    return [
+        at_least(f"frontier: {name}, seeds in which auto gains .9 of the best n", fmean(own), 0.9)
+        for name, own in near.items()
+    ]
+
+
+def _gain(curve: dict[str, float], n: int) -> float:
+    return curve[str(n)] - 0.5
 
 
 class _Drawn:
     """Requests, answers of the bundled model to them, and a rule that compares these."""
 
-    def __init__(self, answers: int = DRAWN, tested: int = TESTED) -> None:
-        self.tested, self._count = tested, answers
+    def __init__(self, model: str) -> None:
+        self.model, self._known = model, dict[Any, Reply]()
         self._rule = Rule("shorter and polite")
         found: list[tuple[Message, ...]] = []
         for request in requests("reward"):
             messages: tuple[Message, ...] = ({"role": "user", "content": request.text},)
             if messages not in found and not is_held_out(messages, 0.0):
                 found.append(messages)
-            if len(found) == PROMPTS + tested:
+            if len(found) == PROMPTS + TESTED:
                 break
         self._trained, self._measured = found[:PROMPTS], found[PROMPTS:]
 
     def __enter__(self) -> _Drawn:
-        self._backend = TransformersBackend("tiny")
-        self._pairs = self._answers(self._trained, 2)
-        self._many = self._answers(self._measured, self._count)
+        self._backend = TransformersBackend(self.model)
         return self
 
     def __exit__(self, *at: object) -> None:
         self._backend.close()
 
+    def answer(self, revision: str, request: GenerationRequest) -> Reply:
+        """An answer of the base, drawn once."""
+        key = (str(request.messages), request.seed)
+        if key not in self._known:
+            self._known[key] = self._backend.generate(revision, request)
+        return self._known[key]
+
     def _answers(self, prompts: Sequence[tuple[Message, ...]], count: int) -> list[list[str]]:
         requests_ = [
-            GenerationRequest(messages, max_tokens=64, temperature=0.9, seed=seed)
+            GenerationRequest(messages, max_tokens=TOKENS, temperature=TEMPERATURE, seed=seed)
             for messages in prompts
             for seed in range(count)
         ]
@@ -226,6 +276,14 @@ class _Drawn:
             replies = [*pool.map(lambda one: self._backend.generate(BASE, one), requests_)]
         texts = [str(reply.message["content"]) for reply in replies]
         return [texts[start : start + count] for start in range(0, len(texts), count)]
+
+    @cached_property
+    def _pairs(self) -> list[list[str]]:
+        return self._answers(self._trained, 2)
+
+    @cached_property
+    def _many(self) -> list[list[str]]:
+        return self._answers(self._measured, DRAWN)
 
     def reward(
         self, place: Path, pairs: int, *, noise: float, seed: int, may_fail: bool = False
@@ -241,7 +299,7 @@ class _Drawn:
                     winner = "b" if winner == "a" else "a"
                 runs = [log.record([*messages], text, tags=["chat"]) for text in (a, b)]
                 log.compare(*runs, winner=winner, user_id="ana")
-        report = fit_reward(place, model="tiny")
+        report = fit_reward(place, model=self.model)
         if report.verdict != "kept" and may_fail:
             return None
         return open_reward(place)
@@ -261,26 +319,18 @@ class _Drawn:
         winner = self._rule.winner(self._many[number][place], self._many[number][0])
         return {"a": 1.0, "b": 0.0, "tie": 0.5}[winner]
 
-    def gold(self, number: int, place: int) -> float:
-        """The share of all answers to a request that an answer beats."""
-        others = [text for n, text in enumerate(self._many[number]) if n != place]
-        own = self._many[number][place]
-        won = [self._rule.winner(own, other) for other in others]
-        score = {"a": 1.0, "b": 0.0, "tie": 0.5}
-        return math.fsum(score[one] for one in won) / len(won)
-
 
 # --- What best-of-N costs ---
 
 
-def throughput(folder: Path, seeds: int) -> dict[str, Any]:
+def throughput(folder: Path, options: Options) -> dict[str, Any]:
     """Tokens a second of the best of eight, and of eight plain samples of one ``generate``.
 
     Each arm answers the same requests once in each round, one after the other; ratios are of the
     processor time and the wall time of a round.
     """
     place = folder / "throughput"
-    with _Drawn() as drawn_:
+    with _Drawn(options.model) as drawn_:
         reward = drawn_.reward(place, PROMPTS, noise=0.0, seed=0)
     drawn_tokens: list[int] = []
 
@@ -289,18 +339,20 @@ def throughput(folder: Path, seeds: int) -> dict[str, Any]:
         scores: list[float] = reward.rank(request, replies)
         return scores
 
-    backend = BestOf(TransformersBackend("tiny"), rank)
-    base, rows = load_base("tiny"), list[dict[str, float]]()
+    backend = BestOf(TransformersBackend(options.model), rank)
+    base, rows = load_base(options.model), list[dict[str, float]]()
     asked: list[tuple[Message, ...]] = [
         ({"role": "user", "content": one.text},) for one in islice(requests("reward"), ROUND)
     ]
+
+    model: Any = base.model
 
     def plain() -> int:
         count = 0
         for messages in asked:
             text = base.template.render(Prompt("", messages))
             given = base.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
-            found = base.model.generate(
+            found = model.generate(
                 given, attention_mask=given.new_ones(given.shape), do_sample=True, temperature=0.9,
                 top_k=0, max_new_tokens=64, num_return_sequences=DRAWN,
             )  # fmt: skip
@@ -314,7 +366,7 @@ def throughput(folder: Path, seeds: int) -> dict[str, Any]:
             backend.generate(BASE, wanted)
         return sum(drawn_tokens)
 
-    for _ in range(max(5, seeds)):
+    for _ in range(max(5, options.seeds)):
         row = {}
         for name, arm in (("plain", plain), ("best", best_of)):
             wall, cpu = time.perf_counter(), time.process_time()

@@ -59,6 +59,27 @@ def test_a_model_alone_is_a_working_server_that_logs_and_ends_cleanly(random_bas
     assert (stats["default"]["runs"], stats["default"]["feedback"]) == (1, 1)
 
 
+def test_a_gateway_with_a_reward_model_gives_the_best_of_several_answers(random_base, tmp_path):
+    home = tmp_path / "home"
+    with Log(home) as log:
+        for number in range(60):
+            asked = [{"role": "user", "content": f"What about {number}?"}]
+            short, long = (log.record(asked, f"{number} " * words) for words in (1, 12))
+            log.compare(short, long, winner="a")
+    body = {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 3, "temperature": 0.8}
+    with running("--model", random_base, "--home", home, "--reward") as (url, _):
+        asked = {**body, "best_of": 3}
+        early = httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=60)
+        assert early.status_code >= 400
+        assert "no reward model" in early.text
+        call("reward", "fit", "--model", random_base, "--home", home, "--quiet")
+        reply = httpx.post(f"{url}/v1/chat/completions", json=asked, timeout=60)
+        assert reply.status_code == 200, reply.text
+        assert isinstance(reply.json()["choices"][0]["score"], float)
+        plain = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=60)
+        assert plain.json()["choices"][0].get("score") is None
+
+
 def test_keys_are_made_shown_once_listed_and_removed(tmp_path):
     home = ("--home", tmp_path / "home")
     key = call("gateway", "key", "add", "shop", "--namespace", "shop", *home).strip()
