@@ -249,6 +249,11 @@ class Example:
         return self.origin == "decision"
 
     @property
+    def cloned(self) -> bool:
+        """Whether it is imitated, and compared with nothing: a decision by itself."""
+        return self.decision and len(self.completions) == 1
+
+    @property
     def ordinary(self) -> bool:
         """Whether it is an answer without a label, which prefers nothing: ordinary, or a remark."""
         return self.origin in ("ordinary", "remark")

@@ -361,9 +361,9 @@ class Learner:
         others are those of :func:`~agentpref.learn.trainer.train`.
         """
         judged = [row for row in rows if not row.example.ordinary]
-        said = [row for row in judged if not row.example.decision]
+        said = [row for row in judged if not row.example.cloned]
         known = iter(self.score("base", said))  # decisions are compared with nothing
-        references = [(0.0,) if row.example.decision else next(known) for row in judged]
+        references = [(0.0,) if row.example.cloned else next(known) for row in judged]
         losses = Losses(self.config, [row.example for row in judged], self._live)
         live: Sequence[Logps | None] = [None] * len(judged)
         if losses.needs_live:

@@ -294,7 +294,8 @@ _CLONING = "cloning of decisions"  # which no package registers
 class Losses:
     """The losses of a run: ``loss.kind`` compares completions, and ``thumbs.kind`` takes lone ones.
 
-    Decisions of conversations, which an offline method has weighed, are cloned.
+    Decisions of conversations, which an offline method has weighed, are cloned; whole conversations
+    that it has paired are compared.
 
     Args:
         config: the settings of the update.
@@ -303,7 +304,7 @@ class Losses:
     """
 
     def __init__(self, config: UpdateConfig, examples: Sequence[Example], live: str | None) -> None:
-        said = [example for example in examples if not example.decision]
+        said = [example for example in examples if not example.cloned]
         kinds = dict.fromkeys((config.loss.kind, config.thumbs.kind))
         self._pairs, self._thumbs = config.loss.kind, config.thumbs.kind
         self._losses: dict[str, Loss] = {
@@ -362,7 +363,7 @@ class Losses:
 
     def _kind(self, example: Example) -> str:
         """The name of the loss of an example."""
-        if example.decision:
+        if example.cloned:
             return _CLONING
         return self._thumbs if example.lone else self._pairs
 

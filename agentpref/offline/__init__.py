@@ -95,6 +95,7 @@ class Offline(Groundwork):
             report.left_out.update(valued.left_out)
             if not rows.new:
                 groups = self._account(stock, mine, valued, rows, learner)
+                report = replace(report, notes=[*report.notes, *valued.notes])
                 report = with_account(replace(report, verdict="nothing_usable"), learner, groups)
                 return self.trace.end(self.connection, report)
             training = self._train(learner, rows, share, serving.live)

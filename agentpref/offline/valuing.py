@@ -17,6 +17,7 @@ from agentpref.offline.critics import Critic
 from agentpref.offline.decisions import Conversations, Layout, imitating, lay_out, teachable
 from agentpref.offline.methods import Lesson, load_method
 from agentpref.offline.proof import expected
+from agentpref.offline.trajectories import paired
 from agentpref.prove.probes import token_limit
 from agentpref.types import Example
 
@@ -90,7 +91,22 @@ def value(
     begins = train.data.begins
     earned = float(np.average(train.data.returns()[begins], weights=train.data.weight[begins]))
     guess = expected(critic, lesson)
-    trained, idle, left_out = _weighed(learner, logged, train, lesson, held_out_prompts, rows)
+    if lesson.pairs is None:
+        trained, idle, left_out = _weighed(learner, logged, train, lesson, held_out_prompts, rows)
+    else:
+        trained, left_out = paired(learner, logged, train, lesson, held_out_prompts, rows)
+        better = lesson.advantage(train.data) > 0
+        of = dict(zip(train.runs, better, strict=True))
+        idle = tuple(_labelled(logged.examples[run], bool(good)) for run, good in of.items())
+    notes = (
+        f"conversations that train earned {earned:.3g}, discounted; of answering as "
+        f"{config.method} says, a critic expects {guess:.3g}",
+    )
+    if lesson.pairs == ():
+        notes = (
+            "no two conversations that train begin with the same prompt and earned differently, so "
+            f"{config.method} has nothing to compare; choose another method",
+        )
     data = proving.data
     labels = lesson.advantage(data) > 0 if len(data) else ()
     held_out = tuple(
@@ -107,10 +123,7 @@ def value(
         proving,
         reader,
         left_out,
-        (
-            f"conversations that train earned {earned:.3g}, discounted; of answering as "
-            f"{config.method} says, a critic expects {guess:.3g}",
-        ),
+        notes,
         {
             "valued": len({*train.runs}),
             "earned": earned,

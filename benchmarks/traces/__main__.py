@@ -42,7 +42,7 @@ from benchmarks.traces import desk
 MODEL, KEY = "tiny", "outcome"
 CONVERSATIONS, CASES, TEMPERATURE = 600, 200, 0.7
 CLONE, CLONE_EPOCHS = "clone", 6
-ARMS = ("filtered-bc", "awr", "iql", "cql", "bcq")
+ARMS = ("filtered-bc", "awr", "iql", "cql", "bcq", "trajectory-dpo")
 # The desk's words are far from what the bundled model says, and all arms share that way.
 _GATE = GateSettings(kl_budget=20.0, canary=0.0, distinct_floor=0.0, length_ratio=(0.2, 5.0))
 

@@ -4,7 +4,7 @@ Each method is one file and registers by name (entry point group ``agentpref.met
 one is one new file, here or in another package. It values decisions with a critic
 (:mod:`agentpref.offline.critics`), and says how much of each logged answer to imitate, or which
 answer at each state. Training is the same for all: the log-likelihood of these answers, beside
-replay, within the KL penalty.
+replay, within the KL penalty. Or it pairs whole conversations, which then train as preferences.
 """
 
 from __future__ import annotations
@@ -33,11 +33,14 @@ class Lesson(NamedTuple):
         weights: how much of each logged answer to imitate, ``[n]``.
         choice: the answer to imitate at each state instead, ``[S]``; ``None`` for the logged ones.
         advantage: how much better than usual each answer of other decisions was, ``[n]``.
+        pairs: conversations by number, of which the first of each two is to be preferred whole;
+            then nothing is imitated.
     """
 
     weights: Numbers
     choice: Numbers | None
     advantage: Callable[[Decisions], Numbers]
+    pairs: tuple[tuple[int, int], ...] | None = None
 
 
 class Method:
