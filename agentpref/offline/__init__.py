@@ -26,6 +26,7 @@ from agentpref.learn.checkpoint import Checkpoint
 from agentpref.learn.data import Available, UpdateRows, prepare
 from agentpref.learn.resume import StartedUpdate
 from agentpref.models.threads import Share, sharing
+from agentpref.offline import values
 from agentpref.offline.answers import own_only
 from agentpref.offline.decisions import Conversations, scored
 from agentpref.offline.methods import load_method
@@ -133,6 +134,8 @@ class Offline(Groundwork):
         # 4. Record, publish and serve it: all of it or nothing.
         outcome = Outcome(report, groups, self.wishes, proof.shown)
         report = outcome.settle(self.registry, self.connection, learner, serving)
+        if valued.q is not None and report.revision is not None:
+            values.keep(self.home, self.namespace, report.revision, *valued.q, base)
         checkpoints.remove(self._path)
         return report
 

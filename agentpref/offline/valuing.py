@@ -13,7 +13,7 @@ from agentpref.learn.learner import Learner
 from agentpref.models.threads import single_blas_thread
 from agentpref.offline import answers as asking
 from agentpref.offline.answers import own_only
-from agentpref.offline.critics import Critic
+from agentpref.offline.critics import Basis, Critic
 from agentpref.offline.decisions import Conversations, Layout, imitating, lay_out, teachable
 from agentpref.offline.methods import Lesson, load_method
 from agentpref.offline.proof import expected
@@ -22,6 +22,8 @@ from agentpref.prove.probes import token_limit
 from agentpref.types import Example
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from agentpref.learn.encode import EncodedExample
     from agentpref.models.tokenizer import Ids
 
@@ -38,7 +40,8 @@ class Valued:
 
     ``trained`` have the weight that each of their tokens gets; ``idle`` weigh nothing and decided
     what the others weigh. ``proving`` lays the held-out conversations out, and ``reader`` reads
-    more answers as it was laid out. ``told`` are numbers for the report.
+    more answers as it was laid out. ``told`` are numbers for the report, and ``q`` is what answers
+    are worth, where the method has that.
     """
 
     trained: tuple[Example, ...]
@@ -49,6 +52,7 @@ class Valued:
     left_out: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     told: Mapping[str, Any] = field(default_factory=dict)
+    q: tuple[Basis, NDArray[Any]] | None = None
 
 
 @single_blas_thread()
@@ -129,6 +133,7 @@ def value(
             "earned": earned,
             "expected": guess,
         },
+        None if lesson.q is None else (critic.answers, lesson.q),
     )
 
 

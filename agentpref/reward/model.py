@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,10 +15,11 @@ from agentpref.reward.heads import Heads
 from agentpref.reward.kept import Shelf
 from agentpref.serve import decisions
 from agentpref.serve.backend import GenerationRequest, Reply
-from agentpref.types import Completion, Example, Message, Prompt, Tool
+from agentpref.types import Message, Prompt, Tool
 
 if TYPE_CHECKING:
-    from agentpref.learn.features import FeatureReader, Features
+    from agentpref.learn.answer_reader import AnswerReader
+    from agentpref.learn.features import Features
     from agentpref.models.base import BaseModel
 
 
@@ -42,18 +42,6 @@ class Score(NamedTuple):
         return self.mean - self.variance
 
 
-class _Row(NamedTuple):
-    """A prompt with answers, as :class:`~agentpref.learn.batch.Sequences`."""
-
-    prompt: tuple[int, ...]
-    completions: tuple[tuple[int, ...], ...]
-    masks: tuple[tuple[bool, ...] | None, ...]
-
-    @property
-    def width(self) -> int:
-        return len(self.prompt) + sum(map(len, self.completions))
-
-
 @dataclass(frozen=True)
 class RewardModel:
     """A namespace's reward model, with its base. It may be called from several threads.
@@ -64,11 +52,13 @@ class RewardModel:
     name: str
     path: Path
     heads: Heads
-    base: BaseModel
     about: Mapping[str, Any]
-    max_length: int
-    _reader: FeatureReader
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    reader: AnswerReader
+
+    @property
+    def base(self) -> BaseModel:
+        """The base that reads answers."""
+        return self.reader.base
 
     def score(
         self,
@@ -90,37 +80,33 @@ class RewardModel:
             RewardError: the model was deleted from the home since, or an answer cannot be read
                 under its base.
         """
-        import numpy as np
+        self._require_kept()
+        if not answers:
+            return []
+        features = self.reader.read(messages, answers, tools)
+        return self._scores(features, length_controlled=length_controlled)
 
+    def _require_kept(self) -> None:
         if not self.path.exists():
             raise RewardError(
                 f"{self.name} was deleted, by a removal or newer models; open the reward model of "
                 "the namespace again (`agentpref reward fit` fits one)"
             )
-        if not answers:
-            return []
-        with self._lock:
-            (features,) = self._reader.read([self._encoded(messages, answers, tools)])
-        controlled = length_controlled and len(answers) > 1
+
+    def _scores(self, features: Features, *, length_controlled: bool = False) -> list[Score]:
+        import numpy as np
+
+        several = len(features.answers) > 1
         rewards = self.heads.rewards(
-            features.prompt, features.answers, length_controlled=controlled
+            features.prompt, features.answers, length_controlled=length_controlled and several
         )
-        if len(answers) > 1:
+        if several:
             rewards = rewards - rewards.mean(0)
         return [Score(float(np.mean(own)), float(np.var(own))) for own in rewards]
 
     def features(self, asked: Sequence[tuple[Prompt, Sequence[Message]]]) -> list[Features | None]:
         """What its base makes of answers to prompts, in batches; ``None`` where it reads none."""
-        found: list[Features | None] = [None] * len(asked)
-        readable: dict[int, _Row] = {}
-        for number, (prompt, answers) in enumerate(asked):
-            with suppress(RewardError):
-                readable[number] = self._encoded(prompt.messages, answers, prompt.tools)
-        with self._lock:
-            read = self._reader.read([*readable.values()])
-        for number, one in zip(readable, read, strict=True):
-            found[number] = one
-        return found
+        return self.reader.read_many(asked)
 
     def scorer(self, messages: Sequence[Message], answer: str) -> float:
         """The score of one answer: a scorer for ``agentpref.update(scorers=…)``.
@@ -137,49 +123,13 @@ class RewardModel:
         Raises:
             RewardError: none of them can be read.
         """
-        try:
-            found = self.score(
-                request.messages, [one.message for one in replies], tools=request.tools
-            )
-        except RewardError:  # of one answer, perhaps
-            return self._rank_readable(request, replies)
-        return [one.lower for one in found]
-
-    def _rank_readable(self, request: GenerationRequest, replies: Sequence[Reply]) -> list[float]:
-        problems = [self._problem(request, reply) for reply in replies]
-        readable = [number for number, problem in enumerate(problems) if problem is None]
-        if not readable:
-            raise RewardError(problems[0])
-        answers = [replies[number].message for number in readable]
-        scores = [-math.inf] * len(replies)
-        found = self.score(request.messages, answers, tools=request.tools)
-        for number, one in zip(readable, found, strict=True):
-            scores[number] = one.lower
-        return scores
-
-    def _problem(self, request: GenerationRequest, reply: Reply) -> str | None:
-        """Why a reply cannot be read under the base; ``None`` if it can."""
-        try:
-            self._encoded(request.messages, [reply.message], request.tools)
-        except RewardError as error:
-            return str(error)
-        return None
-
-    def _encoded(
-        self, messages: Sequence[Message], answers: Sequence[Message | str], tools: Sequence[Tool]
-    ) -> _Row:
-        from agentpref.models.reasons import Objection
-        from agentpref.models.tokenizer import ExampleTokenizer
-
-        said = [{"role": "assistant", "content": a} if isinstance(a, str) else a for a in answers]
-        example = Example(
-            "", "", 0.0, Prompt("", tuple(messages), tuple(tools)),
-            tuple(Completion(dict(one), 0.0) for one in said), "comparison",
-        )  # fmt: skip
-        (found,) = ExampleTokenizer(self.base.template, self.max_length)([example])
-        if isinstance(found, Objection):
-            raise RewardError(f"an answer cannot be read under {self.base.name!r}: {found.reason}")
-        return _Row(found.prompt, found.completions, found.masks)
+        self._require_kept()
+        return self.reader.rank(
+            request.messages,
+            [one.message for one in replies],
+            request.tools,
+            lambda features: [one.lower for one in self._scores(features)],
+        )
 
 
 def open_reward(
@@ -202,7 +152,7 @@ def open_reward(
         WrongBase: the base is another one than it was fitted on.
         Everything that loading a model raises.
     """
-    from agentpref.learn.features import FeatureReader
+    from agentpref.learn.answer_reader import AnswerReader
     from agentpref.models.base import load_base
 
     kept = Shelf(Home.open(home), namespace).read(name)
@@ -217,8 +167,7 @@ def open_reward(
             f"{kept.name} was fitted on {trained_on['name']!r}, whose weights or chat template are "
             f"not those of {base.name!r}; name its base, or fit it again"
         )
-    longest = base.positions or 1 << 30
-    return RewardModel(kept.name, kept.path, heads, base, kept.about, longest, FeatureReader(base))
+    return RewardModel(kept.name, kept.path, heads, kept.about, AnswerReader(base))
 
 
 class RewardFollower:

@@ -35,12 +35,14 @@ class Lesson(NamedTuple):
         advantage: how much better than usual each answer of other decisions was, ``[n]``.
         pairs: conversations by number, of which the first of each two is to be preferred whole;
             then nothing is imitated.
+        q: the coefficients of Q on the columns of the critic's answers, where there is one.
     """
 
     weights: Numbers
     choice: Numbers | None
     advantage: Callable[[Decisions], Numbers]
     pairs: tuple[tuple[int, int], ...] | None = None
+    q: Numbers | None = None
 
 
 class Method:

@@ -43,7 +43,7 @@ class BCQ(Method):
             return by_value(other, answers, critic.states(other.turn) @ usual)
 
         choice = largest_by_state(data, fit.answers, allowed)
-        return Lesson(np.ones(len(data)), choice, advantage)
+        return Lesson(np.ones(len(data)), choice, advantage, q=fit.theta)
 
 
 def supported(data: Decisions, share: float) -> Numbers:

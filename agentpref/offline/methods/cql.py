@@ -50,7 +50,8 @@ class CQL(Method):
             found = critic.answers(other.answer) @ theta
             return by_value(other, found, critic.states(other.turn) @ usual)
 
-        return Lesson(np.ones(len(data)), largest_by_state(data, answers), advantage)
+        choice = largest_by_state(data, answers)
+        return Lesson(np.ones(len(data)), choice, advantage, q=theta)
 
 
 def _conservative(critic: Critic, target: Numbers, alpha: float, start: Numbers) -> Numbers:

@@ -40,4 +40,4 @@ class IQL(Method):
             return by_value(other, answers, critic.states(other.turn) @ theta_v)
 
         weights = exponential(advantage(data), data.returns(), self.settings.temperature)
-        return Lesson(weights, None, advantage)
+        return Lesson(weights, None, advantage, q=fit.theta)

@@ -74,6 +74,14 @@ def gateway(
             "model, whose base is loaded at the first such call.",
         ),
     ] = False,
+    value: Annotated[
+        bool,
+        typer.Option(
+            "--value",
+            help="With --model: choose it by what whole conversations earned, of revisions that "
+            "`update --method` made with iql, cql or bcq.",
+        ),
+    ] = False,
     cors: Annotated[
         list[str] | None,
         typer.Option(
@@ -124,6 +132,11 @@ def gateway(
         )
     if reward and model is None:
         raise typer.BadParameter("--reward chooses among answers of --model, which is not given")
+    if value and (model is None or reward):
+        raise typer.BadParameter(
+            "--value chooses among answers of --model, "
+            + ("and so does --reward; name one of them" if reward else "which is not given")
+        )
     origins, proxies = tuple(map(_origin, cors or ())), [*map(_proxy, proxy or ())]
     place = Home.create(home)
     keys = Keys(place)
@@ -136,7 +149,7 @@ def gateway(
         listening = stack.enter_context(listening_at(host, port))
         opened = _upstreams(
             stack, place, model, vllm or (), upstream, max_tokens=max_tokens, max_open=max_open,
-            timeout=timeout, reward=reward,
+            timeout=timeout, reward=reward, value=value,
         )  # fmt: skip
         access = Access(
             keys, namespace=namespace, origins=origins, token_seconds=60 * token_minutes
@@ -253,6 +266,7 @@ def _upstreams(
     max_open: int,
     timeout: float,
     reward: bool,
+    value: bool,
 ) -> Callable[[str], Upstream]:
     """What opens the upstream of a namespace; an engine is loaded now, and shared by all."""
     if upstream is not None:
@@ -264,6 +278,7 @@ def _upstreams(
         return lambda namespace: opened
     from anyio import CapacityLimiter
 
+    from agentpref.offline.values import ValueFollower
     from agentpref.reward import RewardFollower
     from agentpref.serve.best import BestOf
     from agentpref.serve.registry import Registry
@@ -279,6 +294,8 @@ def _upstreams(
         engine = backend
         if reward:
             engine = BestOf(backend, RewardFollower(home, namespace=namespace).rank)
+        if value:
+            engine = BestOf(backend, ValueFollower(home, namespace=namespace, model=model).rank)
         router = Router(Registry(home, namespace=namespace), engine)
         Watcher(router, FOLLOW_SECONDS)
         limiter = CapacityLimiter(max_open)

@@ -21,13 +21,13 @@ from agentpref.errors import (
     WrongBase,
 )
 from agentpref.home import Home
+from agentpref.learn.answer_reader import _Row
 from agentpref.learn.features import FeatureReader
 from agentpref.models.base import load_base
 from agentpref.record.deletion.forget import forget, forget_run
 from agentpref.record.deletion.removal import expire
 from agentpref.record.log import Log
 from agentpref.reward import RewardFollower, Shelf, fit_reward, kl_of_best, open_reward
-from agentpref.reward.model import _Row
 from agentpref.serve.backend import GenerationRequest, Reply
 from agentpref.testing.judges import drawn
 

@@ -1,0 +1,174 @@
+"""What answers are worth by the critic that an update was made with: for the best of several.
+
+The candidate is trained to say what a method found to be best; where it draws several answers, Q of
+that method also says which of these is worth most. So an answer that is rare, and leads on, is
+chosen more often than the adapter alone would write it. Q is kept in the home beside the reward
+models, is deleted with them by a removal, and never reaches the engine that serves.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from agentpref.errors import RewardError, WrongBase
+from agentpref.home import Home, make_private_folder, reading, replacing, writing
+from agentpref.offline.critics import Basis
+from agentpref.record.messages import as_json
+from agentpref.serve.backend import GenerationRequest, Reply
+from agentpref.serve.decisions import digests_of
+from agentpref.serve.registry import Registry
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from agentpref.learn.answer_reader import AnswerReader
+    from agentpref.learn.features import Features
+    from agentpref.models.base import BaseModel
+
+KEPT = 5
+"""So many of a namespace are kept, the newest."""
+
+_BASIS = ("mean", "size", "landmarks", "width", "mix")
+
+
+@dataclass(frozen=True)
+class ValueModel:
+    """Q of one update: the worth of what a conversation comes to after an answer, discounted."""
+
+    path: Path
+    basis: Basis
+    theta: NDArray[Any]
+    reader: AnswerReader
+
+    def rank(self, request: GenerationRequest, replies: Sequence[Reply]) -> list[float]:
+        """What each reply is worth; −∞ for one that cannot be read under the base.
+
+        Raises:
+            RewardError: none of them can be read.
+        """
+        return self.reader.rank(
+            request.messages, [one.message for one in replies], request.tools, self._values
+        )
+
+    def _values(self, features: Features) -> list[float]:
+        found: list[float] = (self.basis(features.answers) @ self.theta).tolist()
+        return found
+
+
+class ValueFollower:
+    """Ranks the replies of each revision by Q of the update that made it, or its last ancestor's.
+
+    >>> backend = BestOf(backend, ValueFollower(home).rank)      # doctest: +SKIP
+
+    Args:
+        home: the home.
+        namespace: whose revisions.
+        model: where their base is; by default the name that they were trained with.
+    """
+
+    def __init__(
+        self,
+        home: Home | str | Path | None,
+        *,
+        namespace: str = "default",
+        model: str | None = None,
+    ) -> None:
+        self._home, self._namespace, self._model = Home.open(home), namespace, model
+        self._registry = Registry(self._home, namespace=namespace)
+        self._opened: ValueModel | None = None
+        self._lock = threading.Lock()
+
+    def rank(self, request: GenerationRequest, replies: Sequence[Reply]) -> list[float]:
+        """As :meth:`ValueModel.rank`.
+
+        Raises:
+            RewardError: nothing is kept for the revision, or no reply can be read.
+            WrongBase: the base is another one than the update's.
+        """
+        path = self._path_of(replies[0].revision)
+        with self._lock:
+            if self._opened is None or self._opened.path != path:
+                self._opened = _open(path, self._model)
+            opened = self._opened
+        return opened.rank(request, replies)
+
+    def _path_of(self, revision: str) -> Path:
+        kept = {_revision_of(one): one for one in _kept(self._home, self._namespace)}
+        published, name = {one.revision_id: one for one in self._registry.list()}, revision
+        while name in published:
+            if name in kept:
+                return kept[name]
+            name = published[name].parent or ""
+        raise RewardError(
+            f"nothing says what answers of {revision} are worth: neither it nor an ancestor was "
+            "made by `agentpref update --method` with iql, cql or bcq, or a removal deleted it"
+        )
+
+
+def keep(
+    home: Home, namespace: str, revision: str, basis: Basis, theta: NDArray[Any], base: BaseModel
+) -> Path:
+    """Keep Q of the update that made a revision."""
+    import numpy as np
+    from safetensors.numpy import save
+
+    arrays = {name: np.asarray(getattr(basis, name)) for name in _BASIS} | {"theta": theta}
+    about = {"base": base.identity, "precision": base.precision}
+    content = save({k: np.ascontiguousarray(v) for k, v in arrays.items()},
+                   {"about": as_json(about)})  # fmt: skip
+    folder = home.rewards_of(namespace)
+    digest = hashlib.sha256(content).hexdigest()[:12]
+    path = folder / f"value-{revision}-{digest}.safetensors"
+    with writing(path):
+        make_private_folder(home.rewards)
+        make_private_folder(folder)
+        with replacing(path) as draft:
+            draft.write_bytes(content)
+    for old in _kept(home, namespace)[:-KEPT]:
+        old.unlink(missing_ok=True)
+    return path
+
+
+def _kept(home: Home, namespace: str) -> list[Path]:
+    """The files of a namespace, by their revisions' numbers."""
+    return sorted(home.rewards_of(namespace).glob("value-*.safetensors"))
+
+
+def _revision_of(path: Path) -> str:
+    return path.stem.removeprefix("value-").rpartition("-")[0]
+
+
+def _open(path: Path, model: str | None) -> ValueModel:
+    from safetensors.numpy import load
+
+    from agentpref.learn.answer_reader import AnswerReader
+    from agentpref.models.base import load_base
+
+    with reading(path) as file:
+        content = file.read()
+    if hashlib.sha256(content).hexdigest()[:12] != path.stem.rpartition("-")[2]:
+        raise RewardError(f"{path} is not the file that was written; run the update again")
+    size = int.from_bytes(content[:8], "little")
+    about: Mapping[str, Any] = orjson.loads(
+        orjson.loads(content[8 : 8 + size])["__metadata__"]["about"]
+    )
+    arrays = load(content)
+    base = load_base(
+        model or about["base"]["name"],
+        precision=about["precision"],
+        chat_template_kwargs=about["base"].get("chat_template_kwargs", {}),
+    )
+    if digests_of(about["base"]) != digests_of(base.identity):
+        raise WrongBase(
+            f"{path.name} was made on {about['base']['name']!r}, whose weights or chat template "
+            f"are not those of {base.name!r}; name its base"
+        )
+    basis = {name: arrays[name] for name in _BASIS} | {"width": arrays["width"].item()}
+    return ValueModel(path, Basis(**basis), arrays["theta"], AnswerReader(base))
