@@ -64,6 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--parts", default="nights,best,frontier")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--model", default="tiny")
     options = parser.parse_args()
     warnings.simplefilter("ignore", FutureWarning)  # of peft
@@ -84,7 +85,7 @@ def nights(folder: Path, options: Options) -> dict[str, Any]:
     """Five traits, one a night."""
     return {
         str(seed): _five_nights(folder / f"nights-{seed}", options.model, seed)
-        for seed in range(options.seeds)
+        for seed in range(options.first, options.first + options.seeds)
     }
 
 
@@ -155,7 +156,7 @@ def best(folder: Path, options: Options) -> dict[str, Any]:
     """The best of eight against the first of them."""
     with _Drawn(options.model) as drawn_:
         found: dict[str, Any] = {}
-        for seed in range(options.seeds):
+        for seed in range(options.first, options.first + options.seeds):
             reward = drawn_.reward(folder / f"best-{seed}", PROMPTS, noise=0.0, seed=seed)
             chosen = [drawn_.choose(reward, number, DRAWN) for number in range(TESTED)]
             wins = [drawn_.wins(number, place) for number, place in enumerate(chosen)]
@@ -181,7 +182,7 @@ def frontier(folder: Path, options: Options) -> dict[str, Any]:
     """
     with _Drawn(options.model) as drawn_:
         found: dict[str, Any] = {}
-        for seed in range(options.seeds):
+        for seed in range(options.first, options.first + options.seeds):
             place = folder / f"frontier-{seed}"
             reward = drawn_.reward(place, 100, noise=0.25, seed=seed, may_fail=True)
             if reward is None:

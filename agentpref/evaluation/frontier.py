@@ -48,9 +48,10 @@ class Point:
 class Frontier:
     """What is gained on the way from the base, and how far it pays to go.
 
-    ``gold`` names the other scorer. ``tokens`` is the mean length of the base's answers. ``best_n``
-    is where the best of n is best by the other scorer; ``turns`` whether it is proven that it is
-    worse at the largest n, and then ``kl_budget`` is how far ``best_n`` goes, in nats per token.
+    ``gold`` names the other scorer. ``tokens`` is the mean length of the base's answers. ``turns``
+    says that the best of the largest n is proven worse by the other scorer than that of another n;
+    then ``best_n`` is where it is best, and ``kl_budget`` how far that goes, in nats per token. Else
+    ``best_n`` is the largest.
     """
 
     reward: str
@@ -137,6 +138,7 @@ def frontier(
         paired = Paired(tuple(last), tuple(there), tuple(map(str, range(len(by_prompt)))))
         turns = lower_bound(paired, confidence=CONFIDENCE, seed=seed).lower > 0
     reach = kl_of_best(max(ns[best], 2)) / max(length, 1.0) if turns else None
+    best = best if turns else len(ns) - 1
     return Frontier(
         "", "", "", len(by_prompt), samples, length, tuple(points), ns[best], turns, reach
     )

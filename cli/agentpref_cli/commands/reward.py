@@ -320,8 +320,8 @@ def _show_frontier(found: Frontier) -> None:
         )
     else:
         say(
-            f"no answers become worse that it likes more; the best of {found.best_n} is best. "
-            "gate.kl_budget=auto is the default",
+            f"up to the best of {found.best_n}, no answers are shown to become worse that it likes "
+            "more; gate.kl_budget=auto is the default",
             GOOD,
         )
     for note in found.notes:
