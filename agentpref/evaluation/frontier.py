@@ -49,9 +49,9 @@ class Frontier:
     """What is gained on the way from the base, and how far it pays to go.
 
     ``gold`` names the other scorer. ``tokens`` is the mean length of the base's answers. ``turns``
-    says that the best of the largest n is proven worse by the other scorer than that of another n;
-    then ``best_n`` is where it is best, and ``kl_budget`` how far that goes, in nats per token. Else
-    ``best_n`` is the largest.
+    says that by the other scorer the best of the largest n is proven worse than that of another n;
+    then ``best_n`` is where it is best, and ``kl_budget`` how far that goes, in nats per token.
+    Else ``best_n`` is the largest n.
     """
 
     reward: str
