@@ -55,7 +55,7 @@ def count(**groups: Sequence[Listed]) -> dict[str, int]:
     """
     counts: dict[str, int] = {}
     for name, examples in groups.items():
-        decisions = sum(example.origin == "decision" for example in examples)
+        decisions = sum(example.origin == "decision" and example.lone for example in examples)
         thumbs = sum(example.lone for example in examples) - decisions
         counts |= {name: len(examples) - thumbs - decisions, f"{name}_thumbs": thumbs}
         if decisions:

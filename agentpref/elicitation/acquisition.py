@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -111,34 +111,6 @@ def choose(some: Candidates, count: int, rule: Rule, *, seed: int = 0) -> list[i
     if rule == "random":
         return random.Random(seed).sample(range(len(some)), count)
     return _RULES[rule](some, count)
-
-
-def for_evidence(tags: Sequence[str | None], proven_by: Mapping[str, int]) -> list[int]:
-    """The numbers of questions in the order in which they are evidence for the gate.
-
-    Held-out prompts prove and the others do not. Of those, each next one is of the tag with the
-    fewest by then, since what is learned of a tag is protected by its own.
-
-    Args:
-        tags: of each question; ``None`` where its prompt is not held out. These come last.
-        proven_by: how many held-out prompts were compared in each tag.
-
-    >>> for_evidence(["a", None, "b", "a", "b"], {"a": 3, "b": 2})
-    [2, 0, 4, 3, 1]
-    """
-    left: dict[str, list[int]] = {}
-    for number, tag in enumerate(tags):
-        if tag is not None:
-            left.setdefault(tag, []).append(number)
-    have = {tag: proven_by.get(tag, 0) for tag in left}
-    order: list[int] = []
-    while left:
-        tag = min(left, key=lambda one: (have[one], one))
-        order.append(left[tag].pop(0))
-        have[tag] += 1
-        if not left[tag]:
-            del left[tag]
-    return [*order, *(number for number, tag in enumerate(tags) if tag is None)]
 
 
 def _entropy(some: Candidates, count: int) -> list[int]:

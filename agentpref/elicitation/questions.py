@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import random
 import sqlite3
-from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -23,18 +22,19 @@ from agentpref.elicitation.acquisition import (
     Rule,
     candidates,
     choose,
-    for_evidence,
     noise_of_agreement,
     rule_for,
 )
+from agentpref.elicitation.evidence import lacking
 from agentpref.elicitation.skips import Skips
 from agentpref.errors import RewardError
 from agentpref.home import Home
 from agentpref.judging.gold import standing_comparisons
 from agentpref.judging.running import Pair, answers_key, undecided
-from agentpref.prefer.examples import as_asked, is_held_out
+from agentpref.prefer.examples import as_asked
 from agentpref.prefer.judges.calibration import people_agreement
 from agentpref.prefer.judges.verdicts import swapped
+from agentpref.prefer.retractions import withdraw
 from agentpref.reading import last_held_out
 from agentpref.record.database import connect, translated
 from agentpref.record.judges import Judges
@@ -118,12 +118,11 @@ class Queue:
         source = random.Random(f"{self._seed} {self.person} {len(done)}")
         fresh = (p for p in undecided(self._connection, self.namespace, None, _ANSWERS)
                  if _id(p) not in done)  # fmt: skip
-        pool = [*islice(fresh, self._pool)]
         others = self._said_by_others(compared)
         left = [said[0][0] for name, said in others.items() if name not in done]
         again = source.sample(left, min(int(REPEATED * count + source.random()), len(left)))
         chosen: list[tuple[Pair, str, bool]] = [
-            (pair, self.rule, False) for pair in self._choose(pool, count - len(again))
+            (pair, self.rule, False) for pair in self._fresh(fresh, compared, count - len(again))
         ]
         for pair in again:
             chosen.insert(source.randint(0, len(chosen)), (pair, "repeated", True))
@@ -131,6 +130,19 @@ class Queue:
             _question(pair, why, repeated, others.get(_id(pair), ()), source)
             for pair, why, repeated in chosen
         ]
+
+    def is_done(self, question: Question) -> bool:
+        """Whether the person has answered or skipped it by now, here or elsewhere."""
+        if question.id in self._skips.questions():
+            return True
+        own = self._voter or None
+        runs = {question.first.run_id, question.second.run_id}
+        _, feedback, comparisons = Store(self._connection).judged(self.namespace, sorted(runs))
+        said = withdraw(feedback, comparisons).comparisons
+        return any(
+            {one.run_a, one.run_b} == runs and one.user_id == own and one.source == "human"
+            for one in said
+        )
 
     def answer(self, question: Question, winner: Winner, comment: str | None = None) -> str:
         """Log that the first (``a``) or the second answer is better, or neither; the id of it."""
@@ -256,10 +268,25 @@ class Queue:
             if row.run_a in known and row.run_b in known
         ]
 
+    def _fresh(
+        self, fresh: Iterator[Pair], compared: Sequence[tuple[Comparison, Pair]], count: int
+    ) -> list[Pair]:
+        """The pairs that nobody compared to ask, by the rule."""
+        if self.rule != "evidence":
+            return self._choose([*islice(fresh, self._pool)], count)
+        decided = [pair for row, pair in compared if row.winner != "tie"]
+        share = last_held_out(self._connection, self.namespace)
+        found = lacking(fresh, decided, held_out=share, most=self._pool)
+        if len(found) < count:
+            self._note("the gate lacks no more: each held-out prompt with answers to compare is "
+                       "compared")  # fmt: skip
+        return found[:count]
+
+    def _note(self, text: str) -> None:
+        self.notes += [text] if text not in self.notes else []
+
     def _choose(self, pool: Sequence[Pair], count: int) -> list[Pair]:
-        """The pairs to ask, by the rule."""
-        if self.rule == "evidence":
-            return self._evidence(pool)[:count]
+        """The pairs of a pool to ask."""
         if self._reward is None or self.rule == "random" or not pool:
             source = random.Random(f"{self._seed} {self.person}")
             return source.sample(pool, min(count, len(pool)))
@@ -272,30 +299,13 @@ class Queue:
         readable = [(pair, one) for pair, one in known if one is not None]
         if len(readable) < len(pool):
             left = len(pool) - len(readable)
-            note = f"{left} of {len(pool)} pairs cannot be read by the reward model"
-            self.notes += [note] if note not in self.notes else []
+            self._note(f"{left} of {len(pool)} pairs cannot be read by the reward model")
         if not readable:
             return []
         at = np.stack([one.prompt for _, one in readable])
         said = np.stack([one.answers[0] - one.answers[1] for _, one in readable])
         some = candidates(self._reward.heads, at, said)
         return [readable[n][0] for n in choose(some, count, self.rule, seed=self._seed)]
-
-    def _evidence(self, pool: Sequence[Pair]) -> list[Pair]:
-        """The pairs in the order in which they help the gate to decide."""
-        share = last_held_out(self._connection, self.namespace)
-
-        def proves(pair: Pair) -> bool:
-            return is_held_out(pair.a.prompt.messages, share)
-
-        said = {
-            (pair.a.tag, pair.a.prompt.id)
-            for row, pair in self._compared()
-            if row.winner != "tie" and proves(pair)
-        }
-        tags = [pair.a.tag if proves(pair) else None for pair in pool]
-        order = for_evidence(tags, Counter(tag for tag, _ in said))
-        return [pool[number] for number in order]
 
 
 @contextmanager

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 CONFIDENCE = 0.95
+FEWEST = 20
+"""With fewer prompts nothing is proven by resampling them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ class Frontier:
     ``gold`` names the other scorer. ``tokens`` is the mean length of the base's answers. ``turns``
     says that by the other scorer the best of the largest n is proven worse than that of another n;
     then ``best_n`` is where it is best, and ``kl_budget`` how far that goes, in nats per token.
-    Else ``best_n`` is the largest n.
+    Else ``best_n`` is the largest n. A budget is never less than the best of two takes.
     """
 
     reward: str
@@ -133,7 +135,7 @@ def frontier(
         )  # fmt: skip
         points.append(Point(name, None, kl * length, *map(float, means)))
     turns = False
-    if best < len(ns) - 1:
+    if best < len(ns) - 1 and len(by_prompt) >= FEWEST:
         last, there = (np.clip(by_prompt[:, place, 1], 0, 1).tolist() for place in (-1, best))
         paired = Paired(tuple(last), tuple(there), tuple(map(str, range(len(by_prompt)))))
         turns = lower_bound(paired, confidence=CONFIDENCE, seed=seed).lower > 0

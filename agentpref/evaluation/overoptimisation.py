@@ -39,6 +39,7 @@ from agentpref.reward import heads as fitted
 from agentpref.reward.fitting import read_judged
 from agentpref.reward.heads import Heads, Judged
 from agentpref.reward.judge import RewardJudge
+from agentpref.reward.kept import Shelf
 from agentpref.reward.model import RewardModel, open_reward
 from agentpref.serve.backend import GenerationRequest, Reply
 from agentpref.serve.registry import Registry
@@ -54,6 +55,7 @@ HALVINGS = 4
 _OF_REVISION = 4  # answers of each revision to a prompt
 _READ_AT_ONCE = 16  # answers that are read with their prompt
 _AT_ONCE = 16
+_MUCH_CUT = 0.25
 _SCORES = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
 Sides = Sequence[tuple[Sequence[Seen], Sequence[Seen]]]
@@ -106,6 +108,7 @@ def measure_frontier(
     tell: Progress = asking.progress or (lambda stage, done, total: None)
     with translated(place), closing(connect(place)) as connection:
         Store(connection).require_namespace(namespace)
+        Shelf(place, namespace).read()  # without a model, nothing else matters
         registry = Registry(place, namespace=namespace)
         asked = _prompts(connection, namespace, prompts)
         names = _names(registry, revisions)
@@ -117,6 +120,10 @@ def measure_frontier(
         drawer = _Drawer(answer(registry, names), samples, temperature, max_tokens, tell)
         drawn = _read(reward, [*drawer.draw(asked, names)], tell)
         notes, spending = list[str](), Spending()
+        cut = sum(one.drawn.cut for one in drawn) / max(1, len(drawn))
+        if cut > _MUCH_CUT:
+            notes.append(f"{cut:.0%} of the base's answers were cut off at {max_tokens} tokens: "
+                         "with more, a token is worth less of the distance")  # fmt: skip
         if len(drawn) < len(asked):
             notes.append(f"answers to {len(asked) - len(drawn)} of {len(asked)} prompts cannot be "
                          f"read under {reward.base.name!r}")  # fmt: skip
@@ -143,7 +150,12 @@ def measure_frontier(
             spending=spending,
             notes=tuple(notes),
         )
-        kl_budget.keep(place, namespace, found.to_mapping())
+        if not kl_budget.keep(place, namespace, found.to_mapping()):
+            note = (
+                f"{reward.name} is no longer the newest reward model (a fit or a removal came "
+                "between), so nothing is kept for gate.kl_budget=auto; measure again"
+            )
+            found = replace(found, notes=(*found.notes, note))
         return found
 
 
@@ -178,12 +190,16 @@ def _kls(
 
 
 class _Drawn(NamedTuple):
-    """Answers to a prompt, the base's and each revision's, and the mean length of the base's."""
+    """Answers to a prompt, the base's and each revision's.
+
+    ``tokens`` is the mean length of the base's, and ``cut`` the share of them that was cut off.
+    """
 
     prompt: Prompt
     base: Sequence[Message]
     others: Mapping[str, Sequence[Message]]
     tokens: float
+    cut: float
 
 
 class _Read(NamedTuple):
@@ -216,7 +232,8 @@ class _Drawer(NamedTuple):
                 for name in revisions
             }
             tokens = sum(len(one.token_ids) for one in base) / len(base)
-            yield _Drawn(prompt, [one.message for one in base], others, tokens)
+            cut = sum(one.finish_reason == "length" for one in base) / len(base)
+            yield _Drawn(prompt, [one.message for one in base], others, tokens, cut)
         self.tell("answers", len(prompts), len(prompts))
 
     def _replies(self, prompt: Prompt, revision: str, count: int) -> list[Reply]:

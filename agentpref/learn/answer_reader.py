@@ -76,6 +76,8 @@ class AnswerReader:
         Raises:
             RewardError: none of them can be read.
         """
+        if not answers:
+            return []
         try:
             return [*score(self.read(messages, answers, tools))]
         except RewardError:  # of one of them, perhaps
@@ -97,6 +99,8 @@ class AnswerReader:
     ) -> _Row:
         from agentpref.models.reasons import Objection
 
+        if not answers:
+            raise RewardError("there is no answer to read")
         said = [{"role": "assistant", "content": a} if isinstance(a, str) else a for a in answers]
         example = Example(
             "", "", 0.0, Prompt("", tuple(messages), tuple(tools)),

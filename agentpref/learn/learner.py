@@ -26,7 +26,7 @@ from agentpref.learn.cache import LogpCache
 from agentpref.learn.encode import EncodedExample, Encoding
 from agentpref.learn.logps import Choice, Logps, Route, Scored
 from agentpref.learn.objective import ForwardPlan, Leash, Losses, TrainingRow
-from agentpref.learn.schedule import epochs_for, plan_batches
+from agentpref.learn.schedule import epochs_for, is_small, plan_batches
 from agentpref.learn.team import Team
 from agentpref.learn.trainer import Limits, Observer, TrainingReport
 from agentpref.models.adapter_files import AdapterFiles
@@ -372,7 +372,8 @@ class Learner:
         training = [TrainingRow(*each) for each in zip(asked, references, live, strict=True)]
         ordinary = [row for row in rows if row.example.ordinary]
         training += [TrainingRow(row, ()) for row in self.asked("candidate", ordinary)]
-        epochs = longer * (epochs or self.config.epochs or epochs_for(new))
+        own = epochs_for(new, small=is_small(self.base.model))
+        epochs = longer * (epochs or self.config.epochs or own)
         leash = self._leash(judged)
         order = {
             "do": "fit", "epochs": epochs, "route": self.route(rows).name, "leash": [*leash]

@@ -21,18 +21,28 @@ REMARK_SHARE = 0.125
 """Remarks beside them, as such a share."""
 
 
-def epochs_for(new: int) -> int:
+def is_small(model: Any) -> bool:
+    """Whether a model has a few million parameters, which learn otherwise than a real one's."""
+    return bool(model.num_parameters() < _SMALL_MODEL)
+
+
+def epochs_for(new: int, *, small: bool) -> int:
     """As many passes over the new examples as show a thousand of them, from 1 to 4.
 
-    >>> epochs_for(100), epochs_for(400), epochs_for(1000)
-    (4, 3, 1)
+    A small model takes up to 10: it learns little in the 24 steps of a hundred examples that were
+    shown four times (docs/training.md).
+
+    >>> [epochs_for(new, small=False) for new in (100, 400, 1000)]
+    [4, 3, 1]
+    >>> [epochs_for(new, small=True) for new in (50, 100, 200, 400)]
+    [10, 10, 5, 3]
     """
-    return min(4, max(1, math.ceil(1000 / max(1, new))))
+    return min(10 if small else 4, max(1, math.ceil(1000 / max(1, new))))
 
 
 def learning_rate_for(model: Any) -> float:
     """2e-3 for models of a few million parameters, 1e-4 for real ones; docs/training.md has why."""
-    return 2e-3 if model.num_parameters() < _SMALL_MODEL else 1e-4
+    return 2e-3 if is_small(model) else 1e-4
 
 
 def rate_share(position: float, steps: int) -> float:

@@ -135,7 +135,8 @@ def single_blas_thread() -> Iterator[None]:
 
     Solvers that call one small product after another wait for a second thread longer than it
     works: a fit of 900 rows takes five times as long with two, and where others need the cores, for
-    which OpenBLAS spins, thirty times.
+    which OpenBLAS spins, thirty times. The number is that of the process, so one thread of Python
+    at a time sets it and takes it back; a block beside it computes with what is set.
 
     Raises:
         MissingDependency: threadpoolctl is not installed.
@@ -146,8 +147,17 @@ def single_blas_thread() -> Iterator[None]:
         raise MissingDependency(
             "fitting needs threadpoolctl: pip install 'agentpref[train]'"
         ) from error
-    with threadpool_limits(1, user_api="blas"):
+    if not _sets_blas.acquire(blocking=False):
         yield
+        return
+    try:
+        with threadpool_limits(1, user_api="blas"):
+            yield
+    finally:
+        _sets_blas.release()
+
+
+_sets_blas = threading.RLock()  # the process has one BLAS
 
 
 def fitting_threads() -> int:

@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from agentpref.learn.features import Features
     from agentpref.models.base import BaseModel
 
-KEPT = 5
-"""So many of a namespace are kept, the newest."""
-
 _BASIS = ("mean", "size", "landmarks", "width", "mix")
 
 
@@ -92,6 +89,8 @@ class ValueFollower:
             RewardError: nothing is kept for the revision, or no reply can be read.
             WrongBase: the base is another one than the update's.
         """
+        if not replies:
+            return []
         path = self._path_of(replies[0].revision)
         with self._lock:
             if self._opened is None or self._opened.path != path:
@@ -108,14 +107,15 @@ class ValueFollower:
             name = published[name].parent or ""
         raise RewardError(
             f"nothing says what answers of {revision} are worth: neither it nor an ancestor was "
-            "made by `agentpref update --method` with iql, cql or bcq, or a removal deleted it"
+            "made by `agentpref update --method` with iql, cql or bcq; or it was pruned, or a "
+            "removal deleted this"
         )
 
 
 def keep(
     home: Home, namespace: str, revision: str, basis: Basis, theta: NDArray[Any], base: BaseModel
 ) -> Path:
-    """Keep Q of the update that made a revision."""
+    """Keep Q of the update that made a revision; what is there of pruned revisions goes."""
     import numpy as np
     from safetensors.numpy import save
 
@@ -131,8 +131,11 @@ def keep(
         make_private_folder(folder)
         with replacing(path) as draft:
             draft.write_bytes(content)
-    for old in _kept(home, namespace)[:-KEPT]:
-        old.unlink(missing_ok=True)
+    published = Registry(home, namespace=namespace).list()
+    pruned = {one.revision_id for one in published if one.pruned_at is not None}
+    for old in _kept(home, namespace):
+        if _revision_of(old) in pruned:
+            old.unlink(missing_ok=True)
     return path
 
 

@@ -102,10 +102,13 @@ def value(
         better = lesson.advantage(train.data) > 0
         of = dict(zip(train.runs, better, strict=True))
         idle = tuple(_labelled(logged.examples[run], bool(good)) for run, good in of.items())
-    notes = (
+    notes: tuple[str, ...] = (
         f"conversations that train earned {earned:.3g}, discounted; of answering as "
         f"{config.method} says, a critic expects {guess:.3g}",
     )
+    told = {"valued": len({*train.runs}), "earned": earned, "expected": guess}
+    if lesson.pairs is not None:
+        notes, told["expected"], told["pairs"] = (), None, len(lesson.pairs)
     if lesson.pairs == ():
         notes = (
             "no two conversations that train begin with the same prompt and earned differently, so "
@@ -128,11 +131,7 @@ def value(
         reader,
         left_out,
         notes,
-        {
-            "valued": len({*train.runs}),
-            "earned": earned,
-            "expected": guess,
-        },
+        told,
         None if lesson.q is None else (critic.answers, lesson.q),
     )
 

@@ -6,6 +6,10 @@ first a model is trained on the parts before it, from live and in as many steps 
 and judges the part. Why these signs may be added to those of the held-out prompts is in
 ``signs.py``. Held-out prompts train none of the models.
 
+They are signs of what such a training learns, and count for a candidate that learned it: one that
+is right about fewer of the prompts that it trained on than models that had not seen these was
+trained too little, and then nothing is added.
+
 It is done last, where it can still decide: if every guard passes, and more held-out prompts are
 better than worse, but alone prove no gain. The candidate stays as it is, bit for bit; an update
 that is interrupted here resumes after its training.
@@ -25,7 +29,8 @@ from agentpref.errors import TrainingDiverged
 from agentpref.prove import gate
 from agentpref.prove.bootstrap import Paired
 from agentpref.prove.evidence import Evidence
-from agentpref.prove.results import GateResult
+from agentpref.prove.metrics import accuracy
+from agentpref.prove.results import GateResult, dot
 from agentpref.prove.signs import Signs
 
 if TYPE_CHECKING:
@@ -70,10 +75,22 @@ def decide(
     is_open = result.verdict == "insufficient" and held_out.better > held_out.worse
     if not evidence.to_cross_fit or not is_open:
         return evidence, result
+    from agentpref.prove import evaluate
+
     try:
         found = cross_fit(learner, parts, [*rows.old, *rows.ordinary], training.epochs, limits)
     except TrainingDiverged as error:
         note = f"cross-fitting was left out, since one of its models diverged: {error}"
+        return replace(evidence, notes=(*evidence.notes, note)), result
+    judged = [row for part in parts[1:] for row in part]
+    own = accuracy(evaluate.score(learner, judged).paired(matched=True).candidate)
+    theirs = accuracy(found.candidate)
+    if own < theirs:
+        note = (
+            f"trained prompts gave no evidence: models that had not seen them are right about "
+            f"{dot(theirs)}, and the candidate, which trained on them, about {dot(own)}; train "
+            "longer (epochs) or with a higher rate"
+        )
         return replace(evidence, notes=(*evidence.notes, note)), result
     evidence = replace(evidence, cross_fitted=found)
     return evidence, gate.judge(evidence, config.gate, seed=config.seed)

@@ -20,7 +20,6 @@ import orjson
 
 from agentpref.errors import RewardError
 from agentpref.home import Home, make_private_folder, open_private, reading, replacing, writing
-from agentpref.prove import kl_budget
 from agentpref.record.database import insert_or_ignore, transaction
 from agentpref.record.messages import as_json
 
@@ -82,10 +81,7 @@ class Shelf:
         return Kept(chosen, path, load(content), about)
 
     def write(self, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> Kept:
-        """Keep a model as the newest; of the older ones, :data:`KEPT` stay.
-
-        What was measured with the one before is no longer known.
-        """
+        """Keep a model as the newest; of the older ones, :data:`KEPT` stay."""
         from safetensors.numpy import save
 
         names = self.names()
@@ -94,7 +90,6 @@ class Shelf:
         name = f"reward-{number:06d}-{hashlib.sha256(content).hexdigest()[:12]}"
         path = self.folder / f"{name}.safetensors"
         self._make()
-        kl_budget.path_of(self.home, self.namespace).unlink(missing_ok=True)
         with writing(path), replacing(path) as draft:
             draft.write_bytes(content)
         for old in [*names, name][:-KEPT]:

@@ -84,7 +84,10 @@ class RewardModel:
         if not answers:
             return []
         features = self.reader.read(messages, answers, tools)
-        return self._scores(features, length_controlled=length_controlled)
+        several = len(answers) > 1
+        return self._scores(
+            features, several=several, length_controlled=length_controlled and several
+        )
 
     def _require_kept(self) -> None:
         if not self.path.exists():
@@ -93,12 +96,14 @@ class RewardModel:
                 "the namespace again (`agentpref reward fit` fits one)"
             )
 
-    def _scores(self, features: Features, *, length_controlled: bool = False) -> list[Score]:
+    def _scores(
+        self, features: Features, *, several: bool, length_controlled: bool = False
+    ) -> list[Score]:
+        """Of ``several`` answers, differences from the mean of those that can be read."""
         import numpy as np
 
-        several = len(features.answers) > 1
         rewards = self.heads.rewards(
-            features.prompt, features.answers, length_controlled=length_controlled and several
+            features.prompt, features.answers, length_controlled=length_controlled
         )
         if several:
             rewards = rewards - rewards.mean(0)
@@ -128,7 +133,7 @@ class RewardModel:
             request.messages,
             [one.message for one in replies],
             request.tools,
-            lambda features: [one.lower for one in self._scores(features)],
+            lambda features: [one.lower for one in self._scores(features, several=True)],
         )
 
 

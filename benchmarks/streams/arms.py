@@ -98,7 +98,7 @@ def learn(
         for night in nights if arm.joint else nights[-1:]:
             judge(log, night)
     new = sum(not item.held_out for item in nights[-1].logged)
-    settings = _merged(_merged(config, arm.settings), _epochs(arm, new, len(nights), config))
+    settings = _merged(_merged(config, arm.settings), _epochs(arm, new, len(nights), config, model))
     with ExitStack() as stack:
         seen = altered.Watch()
         if not arm.gate:
@@ -128,9 +128,11 @@ def learn(
     )
 
 
-def _epochs(arm: Arm, new: int, night: int, config: Mapping[str, Any]) -> Mapping[str, Any]:
+def _epochs(
+    arm: Arm, new: int, night: int, config: Mapping[str, Any], model: str
+) -> Mapping[str, Any]:
     """The epochs of a joint arm are a night's own; matched steps make up for the missing replay."""
-    own = config.get("epochs") or epochs_for(new)
+    own = config.get("epochs") or epochs_for(new, small=model == "tiny")
     if arm.joint:
         return {"epochs": own}
     return {"epochs": own * (2 if night > 1 else 1)} if arm.matched else {}

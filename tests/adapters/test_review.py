@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
-from agentpref.elicitation import Queue
+from agentpref.elicitation import Queue, open_queue
 from agentpref.home import Home
 from agentpref.record.log import Log
 from agentpref_adapters.review import Desks, create_app
@@ -96,6 +96,18 @@ def test_the_next_questions_are_chosen_while_the_last_ones_are_answered(
     assert len(seen) == len({*seen}) == 30
     assert all(thread.startswith("next-ana") for thread, _ in chosen)
     assert [len(ids) for _, ids in chosen] == [20, 10, 0, 0]
+
+
+def test_what_was_answered_elsewhere_meanwhile_is_not_asked(home: Home, desks: Desks) -> None:
+    first = desks.at("ana", lambda desk: desk.question())
+    assert first is not None
+    ahead = desks.at("ana", lambda desk: [*desk.ahead])
+    with open_queue(home, person="ana") as elsewhere:
+        elsewhere.answer(first, "a")
+        elsewhere.skip(ahead[1])
+    question = desks.at("ana", lambda desk: desk.question())
+    assert question is not None
+    assert question.id == ahead[2].id
 
 
 def test_an_answer_is_logged_before_the_next_pair_shows(home: Home, ana: TestClient) -> None:

@@ -145,9 +145,33 @@ def test_an_update_goes_by_what_was_found(tmp_path: Path) -> None:
     home = Home.open(tmp_path)
     home.rewards_of("default").mkdir(parents=True)
     for measured, settled in ((0.07, 0.07), (0.9, 0.15), (None, 0.15)):
-        kl_budget.keep(home, "default", {"kl_budget": measured})
+        (home.rewards_of("default") / "reward-000007-aaaaaaaaaaaa.safetensors").touch()
+        found = {"reward": "reward-000007-aaaaaaaaaaaa", "kl_budget": measured}
+        assert kl_budget.keep(home, "default", found)
         done = agentpref.update(tmp_path, model="tiny", config=AUTO)
         assert done.config["gate"]["kl_budget"] == settled
+    for odd in (True, -1.0, 0.0, "x"):
+        assert kl_budget.keep(home, "default", {**found, "kl_budget": odd})
+        with pytest.raises(ConfigError, match="is not what was written"):
+            kl_budget.settled(AUTO, home, "default")
+
+
+def test_what_was_measured_with_an_older_reward_model_is_not_kept(liking_short: Path) -> None:
+    def fitting_meanwhile(registry: Any, names: Any) -> Any:
+        fit_reward(liking_short, model="tiny", config=UpdateConfig(seed=1))
+        return drawing(registry, names)
+
+    found = measure_frontier(liking_short, answer=fitting_meanwhile, prompts=4, samples=2)
+    newest = Shelf(Home.open(liking_short), "default").names()[-1]
+    if found.reward != newest:
+        assert "no longer the newest" in found.notes[-1]
+    older = {"reward": "reward-000000-aaaaaaaaaaaa", "kl_budget": None}
+    assert not kl_budget.keep(Home.open(liking_short), "default", older)
+
+
+def test_of_few_prompts_no_fall_is_proven() -> None:
+    found = frontier(planted(turns=True, prompts=12), [20.0] * 12, {})
+    assert (found.turns, found.best_n, found.kl_budget) == (False, 16, None)
 
 
 def test_halves_of_what_people_said_choose_and_score_in_turn(liking_short: Path) -> None:
@@ -191,13 +215,11 @@ def test_what_cannot_be_measured_is_refused_in_words(
         measure_frontier(liking_short, answer=drawing, judge=itself)
     with Log(tmp_path / "bare") as log:
         log.record(asked(1), "One.")
-    with pytest.raises(EvaluationError, match="fewer than two prompts are held out"):
-        measure_frontier(tmp_path / "bare", answer=drawing)
-    names = Shelf(Home.open(liking_short), "default").names()
-    monkeypatch.setattr(Shelf, "names", lambda self: [])
     with pytest.raises(RewardError, match="has no reward model"):
+        measure_frontier(tmp_path / "bare", answer=drawing)
+    monkeypatch.setattr("agentpref.evaluation.overoptimisation.sample", lambda *_: [])
+    with pytest.raises(EvaluationError, match="fewer than two prompts are held out"):
         measure_frontier(liking_short, answer=drawing)
-    assert names
 
 
 def test_a_revision_is_seen_beside_the_base(liking_short: Path) -> None:

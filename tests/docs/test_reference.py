@@ -32,7 +32,9 @@ def test_every_command_table_and_setting_is_documented() -> None:
     for name, value in UpdateConfig().to_mapping().items():
         for setting in (f"{name}.{key}" for key in value) if isinstance(value, dict) else (name,):
             assert f"| `{setting}` | " in text["updates.md"]
-    assert "| `gate.kl_budget` | `0.15` | a number above 0, or auto | KL from " in text["updates.md"]
+    assert (
+        "| `gate.kl_budget` | `0.15` | a number above 0, or auto | KL from " in text["updates.md"]
+    )
 
 
 def test_every_check_of_the_gate_has_a_line_in_the_guide() -> None:

@@ -46,11 +46,18 @@ class Desk:
 
     def question(self) -> Question | None:
         """The question at hand; ``None`` where there are no more."""
+        self._drop_done()
         if not self.ahead and self._coming is not None:
             self._take(self._coming)
+            self._drop_done()
         if not self.ahead:
             self._take(self._choose())
         return self.ahead[0] if self.ahead else None
+
+    def _drop_done(self) -> None:
+        """Leave out what the person has answered elsewhere meanwhile."""
+        while self.ahead and self.queue.is_done(self.ahead[0]):
+            del self.ahead[0]
 
     def _take(self, chosen: Future[tuple[list[Question], list[str]]]) -> None:
         """Wait for the questions that are being chosen."""
@@ -114,7 +121,7 @@ class Desks:
         self._threads: dict[str, ThreadPoolExecutor] = {}
         self._queues: dict[str, tuple[Queue, ExitStack]] = {}
         self._desks: dict[str, Desk] = {}
-        self._lock = threading.Lock()
+        self._lock, self._closed = threading.Lock(), False
 
     def at(self, person: str, do: Callable[[Desk], T]) -> T:
         """Do something at a person's desk, after what is being done there, and return it."""
@@ -123,8 +130,10 @@ class Desks:
     def _in_thread(self, name: str, do: Callable[[], T]) -> Future[T]:
         """Do something in a thread of that name, after what is being done there."""
         with self._lock:
+            if self._closed:
+                raise RuntimeError("the desks are closed")
             thread = self._threads.setdefault(name, ThreadPoolExecutor(1, name))
-        return thread.submit(do)
+            return thread.submit(do)
 
     def _desk(self, person: str) -> Desk:
         if person not in self._desks:
@@ -160,6 +169,8 @@ class Desks:
 
     def close(self) -> None:
         """Close all desks, each in its thread."""
+        with self._lock:
+            self._closed = True
         for name, thread in self._threads.items():
             if name in self._queues:
                 thread.submit(self._queues[name][1].close).result()

@@ -35,7 +35,7 @@ class TrajectoryDPO(Method):
                 for worst, best in zip(order, order[::-1], strict=True)
                 if totals[worst] < totals[best]
             ][: len(order) // 2]
-        typical = float(np.median(totals[begins]))
+        typical = float(np.average(totals[begins], weights=data.weight[begins]))
 
         def advantage(other: Decisions) -> Numbers:
             return np.where(other.totals() > typical, 1.0, -1.0)

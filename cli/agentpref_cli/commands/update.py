@@ -364,8 +364,11 @@ def _training(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"adopted from {name} (sha256 {digest[:12]} of its weights); nothing was trained here"
         return
     if method := training.get("method"):
+        done = f"{training['imitated']:,} of {training['valued']:,} decisions are imitated"
+        if training.get("pairs") is not None:
+            done = f"{training['imitated']:,} pairs of conversations are compared"
         yield (
-            f"{method}: {training['imitated']:,} of {training['valued']:,} decisions are imitated, "
+            f"{method}: {done}, "
             f"of {training['conversations']:,} conversations; {training['held_out']:,} more are "
             "held out"
         )

@@ -206,17 +206,20 @@ def test_a_removal_forgets_what_was_skipped(home: Home, queue: Queue) -> None:
 def test_what_the_gate_lacks_is_asked_first(home: Home) -> None:
     with Log(home.path) as log:
         for number in range(100, 140):
-            for text in answers(number):
+            for text in (*answers(number), "A third one."):
                 log.record(asked(number), text, tags=["rare"])
     with open_queue(home, person="ana", rule="evidence") as queue:
         assert (queue.rule, queue.notes) == ("evidence", [])
         many = queue.next(80)
-        proving = [one for one in many if is_held_out(one.prompt, 0.2)]
-        assert many[: len(proving)] == proving
-        for one in [one for one in proving if one.first.tag == "chat"][:2]:
+        assert "the gate lacks no more" in queue.notes[0]
+        assert all(is_held_out(one.prompt, 0.2) for one in many)
+        prompts = [one.first.prompt.id for one in many]
+        assert len(prompts) == len({*prompts}) > 8  # one pair of each is enough
+        for one in [one for one in many if one.first.tag == "chat"][:2]:
             queue.answer(one, "a")
-        tags = [one.first.tag for one in queue.next(4)]
-        assert tags == ["rare", "rare", "chat", "rare"]
+        left = queue.next(4)
+        assert [one.first.tag for one in left] == ["rare", "rare", "chat", "rare"]
+        assert {one.id for one in left} <= {one.id for one in many}
 
 
 def test_people_who_disagree_often_are_asked_at_random(home: Home) -> None:

@@ -318,4 +318,21 @@ def test_a_fit_computes_with_one_thread_of_numpy_and_gives_them_back():
     with threadpool_limits(2, user_api="blas"):
         with threads.single_blas_thread():
             assert counts() == {1}
+            with threads.single_blas_thread():
+                assert counts() == {1}
+            assert counts() == {1}
+        assert counts() == {2}
+        inside, outside = threading.Event(), threading.Event()
+
+        def beside():
+            with threads.single_blas_thread():
+                inside.set()
+                outside.wait(10)
+
+        other = threading.Thread(target=beside)
+        with threads.single_blas_thread():  # two fits at once, of which the first ends first
+            other.start()
+            inside.wait(10)
+        outside.set()
+        other.join()
         assert counts() == {2}

@@ -101,7 +101,10 @@ def test_the_answers_of_both_conversations_train_and_nothing_that_was_heard(lear
 def test_it_learns_to_prefer_the_conversation_that_won(learned: Any) -> None:
     report, trained, *_ = learned
     assert report.training["method"] == "trajectory-dpo"
-    assert report.training["imitated"] == len(trained) == report.counts["trained_decisions"]
+    assert report.training["imitated"] == len(trained) == report.counts["trained"]
+    assert report.training["pairs"] >= len(trained)
+    assert not any("expects" in note for note in report.notes)
+    assert all(count >= 0 for count in report.counts.values())
     assert report.training["last_loss"] < 0.9 * report.training["first_loss"]
     assert report.verdict in ("insufficient", "refused", "promoted", "passed")
 

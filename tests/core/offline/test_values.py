@@ -53,6 +53,7 @@ def test_the_answer_that_leads_on_is_worth_more(learned: tuple[Path, str]) -> No
         request(), [reply(revision, text) for text in (GOOD, BAD, GOOD * 400)]
     )
     assert good > bad
+    assert follower.rank(request(), []) == []
     assert unreadable == -math.inf
 
 
@@ -85,14 +86,22 @@ def test_a_later_revision_goes_by_its_ancestor(learned: tuple[Path, str], tmp_pa
     assert found[0] == found[1]
 
 
-def test_only_the_newest_are_kept_and_a_changed_file_is_refused(
+def test_those_of_pruned_revisions_go_and_a_changed_file_is_refused(
     learned: tuple[Path, str], tmp_path: Path
 ) -> None:
     home = Home.create(tmp_path)
     opened = values._open(next(iter(values._kept(Home.open(learned[0]), "default"))), None)
-    names = [f"rev-{number:06d}-aaaaaaaaaaaa" for number in range(values.KEPT + 2)]
-    for name in names:
-        values.keep(home, "default", name, opened.basis, opened.theta, opened.reader.base)
+    registry, names = Registry(home), list[str]()
+    for number in range(3):
+        adapter = write_adapter(tmp_path / f"adapter-{number}", seed=number)
+        one = registry.publish(adapter, parent=None, model={"name": "tiny"}, training={})
+        values.keep(
+            home, "default", one.revision_id, opened.basis, opened.theta, opened.reader.base
+        )
+        names.append(one.revision_id)
+    assert [values._revision_of(path) for path in values._kept(home, "default")] == names
+    registry.prune(keep=1)
+    values.keep(home, "default", names[2], opened.basis, opened.theta, opened.reader.base)
     kept = values._kept(home, "default")
     assert [values._revision_of(path) for path in kept] == names[2:]
     again = values._open(kept[0], None)
@@ -106,5 +115,5 @@ def test_only_the_newest_are_kept_and_a_changed_file_is_refused(
 def test_a_removal_deletes_them(learned: tuple[Path, str]) -> None:
     folder, revision = learned
     forget(Home.open(folder), "t1")
-    with pytest.raises(RewardError, match="or a removal deleted it"):
+    with pytest.raises(RewardError, match="or a removal deleted this"):
         ValueFollower(folder).rank(request(), [reply(revision, GOOD)])

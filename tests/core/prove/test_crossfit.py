@@ -32,6 +32,7 @@ def rows(fresh_learner, pair_of):
 def decide(rows):
     """Call ``decide(new, **changes)`` on an evaluation in which ``new`` prompts are better."""
     learner, data = rows
+    learner.fit(data.new, new=len(data.new))
     scores = evaluate.score(learner, data.new_held_out)
 
     def call(better, limits=None, training=TRAINED, **changes):
@@ -110,6 +111,19 @@ def test_a_trial_leaves_the_candidate_as_it_was(rows, taught):
     assert all((after[name] == before[name]).all() for name in before)
     assert learner.ratios("candidate", data.new_held_out) == scores
     assert learner.reached == reached
+
+
+def test_a_candidate_that_learned_less_than_such_models_gains_nothing_by_them(
+    decide, rows, pair_of
+):
+    learner, _ = rows
+    learner.restart("base")
+    no = learner.encode([pair_of(n, "no, never", "yes") for n in range(24)])
+    learner.fit(no, new=len(no))  # it was taught something else
+    evidence, result = decide(4)
+    assert len(evidence.cross_fitted) == 0
+    assert result.verdict == "insufficient"
+    assert "the candidate, which trained on them, about .00; train longer" in evidence.notes[-1]
 
 
 def test_a_small_night_is_decided_with_its_trained_prompts(decide):
