@@ -106,7 +106,7 @@ def value(
         f"conversations that train earned {earned:.3g}, discounted; of answering as "
         f"{config.method} says, a critic expects {guess:.3g}",
     )
-    told = {"valued": len({*train.runs}), "earned": earned, "expected": guess}
+    told: dict[str, Any] = {"valued": len({*train.runs}), "earned": earned, "expected": guess}
     if lesson.pairs is not None:
         notes, told["expected"], told["pairs"] = (), None, len(lesson.pairs)
     if lesson.pairs == ():
