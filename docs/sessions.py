@@ -78,7 +78,7 @@ def normal(text: str) -> str:
         (r"\d{4}-\d\d-\d\d \d\d:\d\d(:\d\d)?", "TIME"),
         (r"(?m)^rounding in nats a token: .*\n", ""),  # not in float32
         (r"(?m)^other work had the cores: .*\n", ""),  # on a busy machine
-        (r"\b\d+ (of \d+ prompts better|better|worse)", "SIGNS"),  # by how they are rounded
+        (r"\b\d+ (of \d+\s+prompts better|better|worse)", "SIGNS"),  # by how they are rounded
         (r"\b1 in ([\d.,]+|over a million) by chance", "ODDS by chance"),
         (r"\babout [\d,]+ more comparisons", "about SO MANY more comparisons"),
         (r"[+-]?\d*\.\d+(e-?\d+)?", "FIGURE"),
