@@ -82,7 +82,7 @@ def earned(
         for run in sorted(map(as_asked, rows), key=lambda run: run.created_at, reverse=True):
             if run.run_id not in scores:
                 continue
-            reason = _objection(run, published)
+            reason = objection(run, published)
             if reason is not None:
                 left_out[reason] += 1
                 continue
@@ -90,7 +90,7 @@ def earned(
             yield Earned(run, sum(own) / len(own), float(run.params["temperature"]))
 
 
-def _objection(run: Run, published: Mapping[str, Revision]) -> str | None:
+def objection(run: Run, published: Mapping[str, Revision]) -> str | None:
     """Why an answer cannot be weighed; ``None`` if it can."""
     temperature, top_p = run.params.get("temperature"), run.params.get("top_p")
     logger = published.get(run.revision or "")
@@ -197,7 +197,7 @@ def compared(
     weights = [ope.importance_weights(behaviour, logps[name]) for name in policies[1:]]
     rewards = np.array([one.reward for one in kept])
     groups = [one.run.thread_id or one.run.run_id for one in kept]
-    size = {"groups": len(set(groups)), "distinct": len(set(rewards.tolist()))}
+    size: dict[str, Any] = {"groups": len(set(groups)), "distinct": len(set(rewards.tolist()))}
     if any([*refusals(Support.of(each), **size)] for each in weights):
         return None
     of_live, of_candidate = weights

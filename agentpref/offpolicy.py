@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from agentpref.prove.ope.estimators import Numbers
     from agentpref.serve.backend import Revision
 
-By: TypeAlias = Literal["answer", "length"]
+By: TypeAlias = Literal["answer", "length", "conversation"]
 BY: tuple[By, ...] = ("answer", "length")
 
 CLASSES = 8
@@ -79,7 +79,7 @@ class Valued:
 
 @dataclass(frozen=True, slots=True)
 class OffPolicy:
-    """What revisions would have earned on the same logged answers.
+    """What revisions would have earned on the same logged answers, or conversations (``by``).
 
     ``answers`` have a reward and can be weighed; ``earned`` is their mean reward as logged.
     ``left_out`` counts the others that have a reward, by reason. ``own`` of a revision is how many
@@ -156,7 +156,7 @@ def off_policy(
         notes = []
         if len(earned) == limit:
             notes.append(f"the newest {limit:,} answers that can be weighed; --limit reads more")
-        config, name = _settings(targets, model)
+        config, name = settings_of(targets, model)
         logps: dict[str, Numbers] = {}
         live = registry.state().live or BASE
         if earned:
@@ -165,7 +165,7 @@ def off_policy(
             needed = [published.get(one) for one in dict.fromkeys([*names, live, *sorted(loggers)])]
             job = Evaluating(database, registry, needed, progress or (lambda stage, done, n: None))
             with sharing(None):
-                earned, logps = _scored(job, earned, config, name, left_out)
+                earned, logps = scored(job, earned, config, name, left_out)
         found = _summed(earned, logps, targets, live, registry, reward, by, left_out, name)
         return replace(found, notes=tuple(notes))
 
@@ -184,7 +184,7 @@ def _without(database: sqlite3.Connection, namespace: str, key: str, since: floa
     )
 
 
-def _settings(targets: Sequence[Revision | None], model: str | None) -> tuple[UpdateConfig, str]:
+def settings_of(targets: Sequence[Revision | None], model: str | None) -> tuple[UpdateConfig, str]:
     """The settings that decide about log-probs, and the base model's name: the newest one's."""
     known = [one for one in targets if one is not None]
     if not known:
@@ -197,7 +197,7 @@ def _settings(targets: Sequence[Revision | None], model: str | None) -> tuple[Up
     return UpdateConfig.from_mapping(own), model or str(newest.manifest["base"]["name"])
 
 
-def _scored(
+def scored(
     job: Evaluating,
     earned: Sequence[Earned],
     config: UpdateConfig,
@@ -256,10 +256,10 @@ def _summed(
         return ope.by_class(weights, _lengths(earned)) if by == "length" and earned else weights
 
     of_live = weights_of(live)
-    size = {"groups": len(set(groups)), "distinct": len(set(rewards.tolist()))}
+    size: dict[str, Any] = {"groups": len(set(groups)), "distinct": len(set(rewards.tolist()))}
     bounds = (0.0, 1.0) if reward == THUMBS else (-math.inf, math.inf)
     live_tells = not [*refusals(Support.of(of_live), **size)]
-    others = {"missing": left_out["no_tokens"], "greedy": left_out["greedy"]}
+    others: dict[str, Any] = {"missing": left_out["no_tokens"], "greedy": left_out["greedy"]}
     found = []
     for name in (BASE if one is None else one.revision_id for one in targets):
         weights = weights_of(name)

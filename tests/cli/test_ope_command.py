@@ -45,3 +45,14 @@ def test_when_nothing_can_be_said_it_exits_5(run, home, random_base, sampler):  
 def test_a_key_without_scores_is_said(run, home, random_base):  # noqa: F811
     said = run("ope", "--home", home, "--reward", "stars", "--model", random_base, exits=1).err
     assert "no answer of 'default' has a score under 'stars'" in said
+
+
+def test_whole_conversations_have_a_discount_and_single_answers_none(run, logged, random_base):
+    said = run(
+        "ope", "base", "--whole", "--gamma", 0.9, "--home", logged, "--model", random_base
+    ).out
+    assert "60 conversations with thumbs can be weighed; they earned" in said
+    error = run("ope", "--gamma", 0.9, "--home", logged, "--model", random_base, exits=2).err
+    assert "add --whole" in error
+    error = run("ope", "--whole", "--by", "length", "--home", logged, exits=2).err
+    assert "leave it out beside --whole" in error

@@ -208,7 +208,7 @@ def test_where_all_earned_the_same_nothing_is_told(home, random_base, sampler):
         sampler.draw(log, 60, key="resolved")
     [base] = off_policy(home, ["base"], reward="resolved", model=str(random_base)).revisions
     assert base.refused == (
-        "every answer earned the same, so nothing can be told from what they earned",
+        "all answers earned the same, so nothing can be told from what they earned",
     )
 
 

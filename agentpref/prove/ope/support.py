@@ -73,6 +73,7 @@ def refusals(
     greedy: int = 0,
     groups: int | None = None,
     distinct: int | None = None,
+    things: str = "answers",
 ) -> Iterator[str]:
     """Why no number is said of a policy, in words; nothing where one may be.
 
@@ -82,30 +83,31 @@ def refusals(
         greedy: how many others were written at temperature 0, where nothing else could have been.
         groups: of how many conversations the answers are; ``None``: each is one.
         distinct: how many different rewards there are; ``None`` is not known.
+        things: what is weighed: answers, or whole conversations.
     """
     if greedy and support.rows < LEAST_ROWS:
         yield (
-            f"{greedy:,} answers were written at temperature 0, which says nothing of any other "
+            f"{greedy:,} {things} were written at temperature 0, which says nothing of any other "
             "answer: serve some requests at temperature 1"
         )
     if missing and support.rows < LEAST_ROWS:
         yield (
-            f"{missing:,} answers have no tokens of what served: record token_ids and logprobs, as "
-            "agentpref's own engines do"
+            f"{missing:,} {things} have no tokens of what served: record token_ids and logprobs, "
+            "as agentpref's own engines do"
         )
     if support.rows < LEAST_ROWS:
         yield (
-            f"{support.rows:,} answers can be weighed, and it takes {LEAST_ROWS}: collect more "
+            f"{support.rows:,} {things} can be weighed, and it takes {LEAST_ROWS}: collect more "
             "rewards"
         )
         return
     if groups is not None and groups < LEAST_GROUPS:
         yield (
-            f"the {support.rows:,} answers are of {groups:,} conversations, and it takes "
+            f"the {support.rows:,} {things} are of {groups:,} conversations, and it takes "
             f"{LEAST_GROUPS} to say how far they differ"
         )
     if distinct == 1:
-        yield "every answer earned the same, so nothing can be told from what they earned"
+        yield f"all {things} earned the same, so nothing can be told from what they earned"
     if support.mean == 0.0:
         yield (
             "no logged answer is one that the revision would give, or a weight is not finite: it "
@@ -114,14 +116,14 @@ def refusals(
         return
     if support.effective < LEAST_EFFECTIVE * support.rows:
         yield (
-            f"the {support.rows:,} answers tell as much as {support.effective:.1f} would "
+            f"the {support.rows:,} {things} tell as much as {support.effective:.1f} would "
             f"(effective sample size below {LEAST_EFFECTIVE:.0%}): the revision is too far from "
             "what served for this log to tell"
         )
     if support.largest > LARGEST_WEIGHT:
         yield (
-            f"one answer has {support.largest:.0%} of all weight, more than {LARGEST_WEIGHT:.0%}, "
-            "so the number would hang on it: collect more"
+            f"one of the {things} has {support.largest:.0%} of all weight, more than "
+            f"{LARGEST_WEIGHT:.0%}, so the number would hang on it: collect more"
         )
     if support.unsupported > LARGEST_GAP:
         yield (

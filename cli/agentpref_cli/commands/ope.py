@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -27,6 +27,7 @@ REASONS: Mapping[str, str] = {
     "broken_off": "broke off",
     "tokens_disagree": "their tokens spell another text",
     "too_long": "too long for the model",
+    "unreadable_step": "an answer in them cannot be read as it was sampled",
 }
 
 
@@ -39,6 +40,22 @@ def ope(
         Literal["answer", "length"],
         typer.Option(help="Weigh each answer, or each class of answers of about one length."),
     ] = "answer",
+    whole: Annotated[
+        bool,
+        typer.Option(
+            "--whole", help="Weigh whole conversations by what they earned, instead of answers."
+        ),
+    ] = False,
+    cost: Annotated[
+        float, typer.Option(metavar="C", help="With --whole: what each answer costs.")
+    ] = 0.0,
+    tool_error: Annotated[
+        float,
+        typer.Option(metavar="C", help="With --whole: what an answer costs whose tool failed."),
+    ] = 0.0,
+    gamma: Annotated[
+        float, typer.Option(metavar="G", help="With --whole: the discount of each later answer.")
+    ] = 1.0,
     since: Annotated[
         str | None,
         typer.Option(
@@ -63,23 +80,37 @@ def ope(
     answers of weight, one that decides alone, nothing like what the revision would say), no number
     is said, but why.
 
+    With --whole, conversations are weighed by what all their answers earned, each by the answers up
+    to it: the longer they are, the sooner a log says nothing.
+
     Exits 5 if nothing can be said of any revision.
     """
+    from agentpref.errors import ConfigError
     from agentpref.offpolicy import off_policy
+    from agentpref.offpolicy_traces import off_policy_of_traces
+    from agentpref.traces import RewardSpec
 
     begin = None if since is None else options.parse_since(since, time.time(), "--since")
-    with progress(quiet) as report:
-        found = off_policy(
-            home,
-            revisions or (),
-            reward=reward,
-            by=by,
-            namespace=namespace,
-            model=model,
-            since=begin,
-            limit=limit,
-            progress=report,
+    spec = RewardSpec({reward: 1.0}, cost, tool_error, gamma)
+    if not whole and spec != RewardSpec({reward: 1.0}):
+        raise ConfigError(
+            "--cost, --tool-error and --gamma are of whole conversations: add --whole"
         )
+    if whole and by != "answer":
+        raise ConfigError(f"--by {by} is of single answers; leave it out beside --whole")
+    with progress(quiet) as report:
+        where: dict[str, Any] = {
+            "namespace": namespace,
+            "model": model,
+            "since": begin,
+            "limit": limit,
+        }
+        if whole:
+            found = off_policy_of_traces(home, revisions or (), spec=spec, progress=report, **where)
+        else:
+            found = off_policy(
+                home, revisions or (), reward=reward, by=by, progress=report, **where
+            )
     print_result(as_json, found.to_mapping(), lambda: _show(found))
     if all(one.refused for one in found.revisions):
         raise typer.Exit(UNSAID)
@@ -87,7 +118,8 @@ def ope(
 
 def _show(found: OffPolicy) -> None:
     earned = "" if found.earned is None else f"; they earned {found.earned:.3f} in the mean"
-    say(f"{found.answers:,} answers with {found.reward} can be weighed{earned}", BOLD)
+    things = "conversations" if found.by == "conversation" else "answers"
+    say(f"{found.answers:,} {things} with {found.reward} can be weighed{earned}", BOLD)
     said = [one for one in found.revisions if one.value is not None]
     if said:
         columns = ("revision", "serves", "would earn", "interval", "less live's", "effective")

@@ -136,7 +136,7 @@ def test_weights_that_differ_little_are_enough_from_fifty_answers_on() -> None:
 def test_few_conversations_and_equal_rewards_tell_nothing() -> None:
     support = Support.of(np.ones(60))
     assert "of 1 conversations" in next(refusals(support, groups=1))
-    assert "every answer earned the same" in next(refusals(support, distinct=1))
+    assert "all answers earned the same" in next(refusals(support, distinct=1))
     assert [*refusals(support, groups=10, distinct=2)] == []
 
 
