@@ -143,8 +143,12 @@ def test_an_arm_replays_its_share_and_a_joint_one_trains_on_all_nights(
 
 def test_matched_steps_and_joint_training_take_their_epochs_from_the_size_of_a_night():
     def epochs(arm, new, night, **config):
-        return arms._epochs(ARMS[arm], new, night, config)
+        return arms._epochs(ARMS[arm], new, night, config, model)
 
+    model = "tiny"
+    assert epochs("matched", 100, 1) == {"epochs": 10}
+    assert epochs("joint", 200, 5) == {"epochs": 5}
+    model = "SmolLM2"
     assert epochs("matched", 100, 1) == {"epochs": 4}
     assert epochs("matched", 600, 2) == {"epochs": 4}
     assert epochs("joint", 600, 5) == {"epochs": 2}
