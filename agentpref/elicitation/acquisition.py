@@ -24,6 +24,9 @@ Rule = Literal["random", "entropy", "disagreement", "d_optimal", "evidence"]
 RULES: tuple[Rule, ...] = get_args(Rule)[:-1]
 """Those of :func:`choose`."""
 
+WITHOUT_REWARD: tuple[Rule, ...] = ("random", "evidence")
+"""Those that need no reward model."""
+
 DEFAULT: Rule = "entropy"
 MOST_NOISE = 0.1
 """Above this share of wrong labels, questions are drawn at random."""

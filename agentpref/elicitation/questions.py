@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from agentpref.elicitation.acquisition import (
     DEFAULT,
+    WITHOUT_REWARD,
     Rule,
     candidates,
     choose,
@@ -346,7 +347,7 @@ def open_queue(
         if voter is not None and all(row.user_id != voter for row in said):
             notes.append(f"{gold!r} has compared nothing here yet, so no question is gold")
         chosen = rule or rule_for(noise, DEFAULT)
-        if reward is None and chosen not in ("random", "evidence"):
+        if reward is None and chosen not in WITHOUT_REWARD:
             notes.append(
                 "there is no reward model, so questions are drawn at random; `agentpref reward fit`"
                 " fits one from about a hundred comparisons on"

@@ -8,19 +8,16 @@ models, is deleted with them by a removal, and never reaches the engine that ser
 
 from __future__ import annotations
 
-import hashlib
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
 from agentpref.errors import RewardError, WrongBase
-from agentpref.home import Home, make_private_folder, reading, replacing, writing
+from agentpref.home import Home
+from agentpref.learn.kept_arrays import keep_arrays, read_arrays
 from agentpref.offline.critics import Basis
-from agentpref.record.messages import as_json
 from agentpref.serve.backend import GenerationRequest, Reply
 from agentpref.serve.decisions import digests_of
 from agentpref.serve.registry import Registry
@@ -80,6 +77,7 @@ class ValueFollower:
         self._home, self._namespace, self._model = Home.open(home), namespace, model
         self._registry = Registry(self._home, namespace=namespace)
         self._opened: ValueModel | None = None
+        self._found: dict[tuple[str | Path, ...], Path] = {}
         self._lock = threading.Lock()
 
     def rank(self, request: GenerationRequest, replies: Sequence[Reply]) -> list[float]:
@@ -99,7 +97,16 @@ class ValueFollower:
         return opened.rank(request, replies)
 
     def _path_of(self, revision: str) -> Path:
-        kept = {_revision_of(one): one for one in _kept(self._home, self._namespace)}
+        kept = _kept(self._home, self._namespace)
+        paths = (revision, *kept)
+        with self._lock:
+            if paths not in self._found:
+                self._found = {paths: self._nearest(revision, kept)}
+            return self._found[paths]
+
+    def _nearest(self, revision: str, paths: Sequence[Path]) -> Path:
+        """The file of the revision, or of its last ancestor that has one."""
+        kept = {_revision_of(one): one for one in paths}
         published, name = {one.revision_id: one for one in self._registry.list()}, revision
         while name in published:
             if name in kept:
@@ -117,20 +124,16 @@ def keep(
 ) -> Path:
     """Keep Q of the update that made a revision; what is there of pruned revisions goes."""
     import numpy as np
-    from safetensors.numpy import save
 
-    arrays = {name: np.asarray(getattr(basis, name)) for name in _BASIS} | {"theta": theta}
+    arrays = {name: np.atleast_1d(getattr(basis, name)) for name in _BASIS} | {"theta": theta}
     about = {"base": base.identity, "precision": base.precision}
-    content = save({k: np.ascontiguousarray(v) for k, v in arrays.items()},
-                   {"about": as_json(about)})  # fmt: skip
-    folder = home.rewards_of(namespace)
-    digest = hashlib.sha256(content).hexdigest()[:12]
-    path = folder / f"value-{revision}-{digest}.safetensors"
-    with writing(path):
-        make_private_folder(home.rewards)
-        make_private_folder(folder)
-        with replacing(path) as draft:
-            draft.write_bytes(content)
+    path = keep_arrays(
+        home,
+        namespace,
+        f"value-{revision}",
+        {name: np.ascontiguousarray(one) for name, one in arrays.items()},
+        about,
+    )
     published = Registry(home, namespace=namespace).list()
     pruned = {one.revision_id for one in published if one.pruned_at is not None}
     for old in _kept(home, namespace):
@@ -149,20 +152,10 @@ def _revision_of(path: Path) -> str:
 
 
 def _open(path: Path, model: str | None) -> ValueModel:
-    from safetensors.numpy import load
-
     from agentpref.learn.answer_reader import AnswerReader
     from agentpref.models.base import load_base
 
-    with reading(path) as file:
-        content = file.read()
-    if hashlib.sha256(content).hexdigest()[:12] != path.stem.rpartition("-")[2]:
-        raise RewardError(f"{path} is not the file that was written; run the update again")
-    size = int.from_bytes(content[:8], "little")
-    about: Mapping[str, Any] = orjson.loads(
-        orjson.loads(content[8 : 8 + size])["__metadata__"]["about"]
-    )
-    arrays = load(content)
+    _, arrays, about = read_arrays(path)
     base = load_base(
         model or about["base"]["name"],
         precision=about["precision"],

@@ -7,7 +7,6 @@ what is gone.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import sqlite3
@@ -16,10 +15,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import orjson
-
 from agentpref.errors import RewardError
-from agentpref.home import Home, make_private_folder, open_private, reading, replacing, writing
+from agentpref.home import Home, open_private, writing
+from agentpref.learn.kept_arrays import keep_arrays, make_folder, read_arrays
 from agentpref.record.database import insert_or_ignore, transaction
 from agentpref.record.messages import as_json
 
@@ -70,42 +68,21 @@ class Shelf:
             raise RewardError(f"no reward model {name!r}; there are: {', '.join(names)}")
         chosen = name or names[-1]
         path = self.folder / f"{chosen}.safetensors"
-        with reading(path) as file:
-            content = file.read()
-        if hashlib.sha256(content).hexdigest()[:12] != chosen.rpartition("-")[2]:
-            raise RewardError(f"{path} is not the file that was written; fit the model again")
-        from safetensors.numpy import load
-
-        size = int.from_bytes(content[:8], "little")
-        about = orjson.loads(orjson.loads(content[8 : 8 + size])["__metadata__"]["about"])
-        return Kept(chosen, path, load(content), about)
+        return Kept(chosen, *read_arrays(path))
 
     def write(self, arrays: Mapping[str, NDArray[Any]], about: Mapping[str, Any]) -> Kept:
         """Keep a model as the newest; of the older ones, :data:`KEPT` stay."""
-        from safetensors.numpy import save
-
         names = self.names()
         number = 1 + int(names[-1].split("-")[1]) if names else 1
-        content = save(dict(arrays), {"about": as_json(about)})
-        name = f"reward-{number:06d}-{hashlib.sha256(content).hexdigest()[:12]}"
-        path = self.folder / f"{name}.safetensors"
-        self._make()
-        with writing(path), replacing(path) as draft:
-            draft.write_bytes(content)
-        for old in [*names, name][:-KEPT]:
+        path = keep_arrays(self.home, self.namespace, f"reward-{number:06d}", arrays, about)
+        for old in [*names, path.stem][:-KEPT]:
             (self.folder / f"{old}.safetensors").unlink(missing_ok=True)
-        return Kept(name, path, arrays, about)
-
-    def _make(self) -> None:
-        with writing(self.home.rewards):
-            make_private_folder(self.home.rewards)
-            make_private_folder(self.folder)
+        return Kept(path.stem, path, arrays, about)
 
     @contextmanager
     def features(self, numbers: str) -> Iterator[FeatureFile]:
         """The features that were computed for this namespace under a base, for a block."""
-        self._make()
-        path = self.folder / "features.db"
+        path = make_folder(self.home, self.namespace) / "features.db"
         with writing(path):
             if not path.exists():
                 os.close(open_private(path))

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import agentpref
 from agentpref.config import GateSettings, UpdateConfig
 from agentpref.errors import ConfigError, EvaluationError, RewardError
+from agentpref.evaluation import overoptimisation
 from agentpref.evaluation.frontier import Read as FeaturesRead
 from agentpref.evaluation.frontier import Seen, at_best_of, frontier, seen_by
 from agentpref.evaluation.overoptimisation import measure_frontier
@@ -25,6 +26,8 @@ from agentpref.record.log import Log
 from agentpref.reward import Shelf, fit_reward, kl_of_best, open_reward
 from agentpref.reward.judge import RewardJudge
 from agentpref.serve.backend import GenerationRequest, Reply
+from agentpref.serve.registry import Registry
+from agentpref.testing import write_adapter
 from agentpref.testing.judges import FakeJudge, drawn
 from agentpref.types import BASE
 
@@ -163,8 +166,8 @@ def test_what_was_measured_with_an_older_reward_model_is_not_kept(liking_short: 
 
     found = measure_frontier(liking_short, answer=fitting_meanwhile, prompts=4, samples=2)
     newest = Shelf(Home.open(liking_short), "default").names()[-1]
-    if found.reward != newest:
-        assert "no longer the newest" in found.notes[-1]
+    assert found.reward != newest
+    assert "no longer the newest" in found.notes[-1]
     older = {"reward": "reward-000000-aaaaaaaaaaaa", "kl_budget": None}
     assert not kl_budget.keep(Home.open(liking_short), "default", older)
 
@@ -220,6 +223,38 @@ def test_what_cannot_be_measured_is_refused_in_words(
     monkeypatch.setattr("agentpref.evaluation.overoptimisation.sample", lambda *_: [])
     with pytest.raises(EvaluationError, match="fewer than two prompts are held out"):
         measure_frontier(liking_short, answer=drawing)
+
+
+def test_what_serves_stands_beside_at_its_distance(
+    liking_short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry = Registry(Home.open(liking_short))
+    folder = write_adapter(tmp_path / "adapter")
+    name = registry.publish(folder, parent=None, model={"name": "tiny"}, training={}).revision_id
+
+    def answering(asked_of: Registry, names: Any) -> Any:
+        assert list(names) == [name]
+        base = drawing(asked_of, [])
+
+        def answer(revision: str, request: GenerationRequest) -> Reply:
+            if revision == BASE:
+                return base(revision, request)
+            message = {"role": "assistant", "content": told(1, 1)}  # as short as the base can
+            return Reply(name, message, (1,), (0.0,), "stop")
+
+        return answer
+
+    monkeypatch.setattr(overoptimisation, "_kls", lambda *_: {name: 0.05})
+    judge = FakeJudge(neither_short_nor_long, source="code")
+    for scorer in (None, judge):
+        found = measure_frontier(
+            liking_short, answer=answering, revisions=[name], judge=scorer, prompts=6, samples=8
+        )
+        point = found.points[-1]
+        assert (point.policy, point.n) == (name, None)
+        assert point.kl == pytest.approx(0.05 * found.tokens)
+        assert point.proxy > 0.6
+        assert (point.gold < 0.5) is (scorer is judge)
 
 
 def test_a_revision_is_seen_beside_the_base(liking_short: Path) -> None:

@@ -15,9 +15,6 @@ if TYPE_CHECKING:
 
 _KEYS = "1 or 2 is better, t tie, b both bad, s skip, u undo, q quit; a comment may follow"
 
-WITHOUT_REWARD = ("random", "evidence")
-"""The rules that need no reward model."""
-
 RuleOption = Annotated[
     Literal["random", "entropy", "disagreement", "d_optimal", "evidence"] | None,
     typer.Option(
@@ -77,6 +74,7 @@ def ask(
     may be piped: a line each.
     """
     from agentpref.elicitation import open_queue
+    from agentpref.elicitation.acquisition import WITHOUT_REWARD
     from agentpref.elicitation.questions import newest_reward
 
     reward = None if rule in WITHOUT_REWARD else newest_reward(home, namespace, model=model)

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from agentpref_cli import options
-from agentpref_cli.commands.ask import WITHOUT_REWARD, Gold, Pool, RewardBase, RuleOption
+from agentpref_cli.commands.ask import Gold, Pool, RewardBase, RuleOption
 from agentpref_cli.commands.gateway import is_local, listening_at
 from agentpref_cli.terminal import GOOD, print_result, say, warn
 
@@ -60,6 +60,7 @@ def review(
 
     The page speaks plain HTTP. With a --host that others can reach, put a proxy with TLS before it.
     """
+    from agentpref.elicitation.acquisition import WITHOUT_REWARD
     from agentpref.elicitation.questions import newest_reward
     from agentpref.home import Home
     from agentpref_adapters.review import Desks, Office, create_app
