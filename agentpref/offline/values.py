@@ -98,7 +98,7 @@ class ValueFollower:
 
     def _path_of(self, revision: str) -> Path:
         kept = _kept(self._home, self._namespace)
-        paths = (revision, *kept)
+        paths: tuple[str | Path, ...] = (revision, *kept)
         with self._lock:
             if paths not in self._found:
                 self._found = {paths: self._nearest(revision, kept)}
