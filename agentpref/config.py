@@ -178,6 +178,12 @@ class OfflineSettings:
     conservatism: float = setting(
         1.0, "weight α of what pushes down the values of what the log does not show", ge=0
     )
+    penalty: float = setting(
+        2.0,
+        "how much less an answer is worth of which the log says nothing, in standard deviations of "
+        "the returns",
+        ge=0,
+    )
 
 
 OF_REWARDS = frozenset({"rewards", "cost", "tool_error", "gamma", "conversations"})

@@ -1,7 +1,7 @@
-"""What each offline method earns on the support desk, from the same log.
+"""What each offline method earns in worlds whose best policy is known, from the same log.
 
     python -m benchmarks.traces                        what has no row yet, then the table
-    python -m benchmarks.traces --seeds 1 --arms iql
+    python -m benchmarks.traces --seeds 1 --arms iql --worlds desk,guess
     python -m benchmarks.traces report
 
 The bundled model first learns to do what the log did (``filtered-bc`` with a share of 1), and
@@ -24,6 +24,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from scipy.stats import spearmanr
+
 import agentpref
 from agentpref.config import GateSettings, KLSettings, OfflineSettings, UpdateConfig
 from agentpref.home import Home
@@ -31,19 +33,25 @@ from agentpref.learn.learner import Learner
 from agentpref.models.base import load_base
 from agentpref.models.continuation import sampled
 from agentpref.models.tokenizer import encode_prompt
+from agentpref.models.tool_calls import assistant_message
 from agentpref.serve.backend import Revision
 from agentpref.serve.registry import Registry
 from agentpref.serve.validate import check_revision
 from agentpref.types import Prompt, UpdateReport
 from benchmarks._report import Target, at_least, at_most, print_report
 from benchmarks.streams.rows import Row, Rows, commit, say
-from benchmarks.traces import desk
+from benchmarks.traces.clarify import CLARIFY
+from benchmarks.traces.desk import DESK, WHOLE
+from benchmarks.traces.guess import GUESS
+from benchmarks.traces.worlds import World, mean_return
 
 MODEL, KEY = "tiny", "outcome"
 CONVERSATIONS, CASES, TEMPERATURE = 600, 200, 0.7
 CLONE, CLONE_EPOCHS = "clone", 6
-ARMS = ("filtered-bc", "awr", "iql", "cql", "bcq", "trajectory-dpo")
-# The desk's words are far from what the bundled model says, and all arms share that way.
+ARMS = ("filtered-bc", "awr", "iql", "cql", "bcq", "mopo", "combo", "airl", "trajectory-dpo")
+WORLDS = {"desk": DESK, "whole": WHOLE, "clarify": CLARIFY, "guess": GUESS}
+LOOKING_AHEAD = ("iql", "cql", "bcq", "mopo", "combo")
+# The words of these worlds are far from what the bundled model says, and all arms share that way.
 _GATE = GateSettings(kl_budget=20.0, canary=0.0, distinct_floor=0.0, length_ratio=(0.2, 5.0))
 
 
@@ -55,60 +63,63 @@ def main() -> None:
         os.nice(10)
         warnings.simplefilter("ignore", FutureWarning)  # of peft, at every update
         for seed in range(options.seeds):
-            _run(seed, options, rows)
+            for world in options.worlds:
+                _run(seed, world, options, rows)
     found = list(Rows(options.rows))
     print(table(found))
     print_report("traces", figures(found), targets(found))
 
 
-def _run(seed: int, options: argparse.Namespace, rows: Rows) -> None:
-    wanted = [a for a in (CLONE, *options.arms) if not any(
-        row["seed"] == seed and row["arm"] == a and row["world"] == options.world for row in rows
-    )]  # fmt: skip
+def _run(seed: int, name: str, options: argparse.Namespace, rows: Rows) -> None:
+    size, world = options.conversations, WORLDS[name]
+    common = {"seed": seed, "world": name, "conversations": size}
+    done_before = {row["arm"] for row in rows if common.items() <= row.items()}
+    wanted = [arm for arm in (CLONE, *options.arms) if arm not in done_before]
     if not wanted:
         return
-    stitched = options.world == "desk"
+    common |= {"commit": commit()}
     with tempfile.TemporaryDirectory(prefix="traces-") as folder:
         home = Path(folder) / "home"
-        logged = log(home, seed, options.conversations, stitched=stitched)
+        common |= {"logged": log(home, world, seed, size)}
         begun = time.monotonic()
-        done = learn(home, config_of("filtered-bc", seed, clone=True))
+        done = learn(home, config_of("filtered-bc", seed, cost=world.cost, clone=True))
         clone = serving(home, done)
-        common = {"seed": seed, "world": options.world, "commit": commit()}
         if CLONE in wanted:
-            rows.append({**common, **_row(CLONE, done, clone, seed, begun), "logged": logged})
+            rows.append({**common, **_row(CLONE, done, clone, world, seed, begun)})
         for arm in (arm for arm in wanted if arm != CLONE):
             own = Path(folder) / arm
             shutil.copytree(home, own)
             begun = time.monotonic()
-            done = learn(own, config_of(arm, seed))
+            done = learn(own, config_of(arm, seed, cost=world.cost))
             revision = None
             if done.revision is not None:
                 revision = Registry(own).get(done.revision)
-            rows.append({**common, **_row(arm, done, revision, seed, begun), "logged": logged})
+            rows.append({**common, **_row(arm, done, revision, world, seed, begun)})
 
 
-def log(home: Path, seed: int, count: int, *, stitched: bool = True) -> float:
+def log(home: Path, world: World, seed: int, count: int) -> float:
     """Write a log of conversations; return what they earned in the mean."""
     Home.create(home)
     earned = []
     with agentpref.Log(home) as writer:
-        for number, turns in enumerate(desk.conversations(seed, count, stitched=stitched)):
+        for number, turns in enumerate(world.log(seed, count)):
             for turn in turns:
-                answer = {"role": "assistant", "content": turn.answer}
-                run = writer.record(turn.messages, answer, model=MODEL, thread_id=f"t{number}")
+                answer = assistant_message(turn.answer, turn=len(turn.messages))
+                run = writer.record(
+                    turn.messages, answer, model=MODEL, thread_id=f"t{number}", tools=world.tools
+                )
                 if turn is turns[-1]:
                     writer.feedback(run, key=KEY, score=turn.reward, source="code")
-            earned.append(sum(turn.reward for turn in turns))
+            earned.append(sum(turn.reward - world.cost for turn in turns))
     return statistics.fmean(earned)
 
 
-def config_of(method: str, seed: int, *, clone: bool = False) -> UpdateConfig:
-    """The settings of an arm: the defaults, but for what the desk pays by.
+def config_of(method: str, seed: int, *, cost: float = 0.0, clone: bool = False) -> UpdateConfig:
+    """The settings of an arm: the defaults, but for what the world pays by.
 
     To ``clone`` the log is to leave the bundled model behind.
     """
-    settings = OfflineSettings(rewards={KEY: 1.0}, gamma=0.97)
+    settings = OfflineSettings(rewards={KEY: 1.0}, gamma=0.97, cost=cost)
     settings = replace(settings, share=1.0) if clone else settings
     kl = KLSettings(weight=0.0) if clone else KLSettings()
     epochs = CLONE_EPOCHS if clone else None
@@ -132,32 +143,40 @@ def serving(home: Path, done: UpdateReport) -> Revision | None:
     return registry.get(done.revision)
 
 
-def play(revision: Revision | None, seed: int, count: int = CASES) -> float:
+def play(revision: Revision | None, world: World, seed: int, count: int = CASES) -> float:
     """What a revision earns on new cases from the start, all of them step by step together."""
     base = load_base(MODEL)
     files = None if revision is None else check_revision(revision)
     learner = Learner(base, files, UpdateConfig(seed=seed))
     source = random.Random(f"play {seed}")
-    cases = [desk.Case(source) for _ in range(count)]
+    cases = [world.case(source) for _ in range(count)]
     step = 0
     while going := [case for case in cases if not case.done]:
-        prompts = [encode_prompt(Prompt("", tuple(c.messages)), base.template) for c in going]
+        asked = [Prompt("", tuple(case.messages), world.tools) for case in going]
+        prompts = [encode_prompt(prompt, base.template) for prompt in asked]
         with learner.policy("live") as model:
             answers = sampled(
-                model, prompts, learner.decoding, limit=32, temperature=TEMPERATURE,
+                model, prompts, learner.decoding, limit=64, temperature=TEMPERATURE,
                 seed=10_000 * step + seed,
             )  # fmt: skip
         for case, ids in zip(going, answers.tokens, strict=True):
             case.answer(learner.decoding.text(ids))
         step += 1
-    return desk.mean_return(cases)
+    return mean_return(cases)
 
 
-def _row(arm: str, done: UpdateReport, revision: Revision | None, seed: int, begun: float) -> Row:
+def _row(
+    arm: str,
+    done: UpdateReport,
+    revision: Revision | None,
+    world: World,
+    seed: int,
+    begun: float,
+) -> Row:
     row = {
         "arm": arm,
         "verdict": done.verdict,
-        "return": None if revision is None else round(play(revision, seed), 3),
+        "return": None if revision is None else round(play(revision, world, seed), 3),
         "expected": done.training.get("expected"),
         "value": done.training.get("value"),
         "steps": done.training.get("steps"),
@@ -173,10 +192,14 @@ def table(rows: Sequence[Row]) -> str:
     lines = []
     for world in sorted({row["world"] for row in rows}):
         own = [row for row in rows if row["world"] == world]
-        lines.append(f"| {world} | return of each seed | verdicts |")
+        lines.append(
+            f"| {world} (best: {WORLDS[world].optimum:g}) | return of each seed | verdicts |"
+        )
         lines.append("|---|---|---|")
+        logged = sorted({(row["seed"], row["logged"]) for row in own})
+        lines.append(f"| the log | {' '.join(f'{earned:.2f}' for _, earned in logged)} | |")
         for arm in (CLONE, *ARMS):
-            of = [row for row in own if row["arm"] == arm]
+            of = sorted((row for row in own if row["arm"] == arm), key=lambda row: row["seed"])
             if of:
                 earned = " ".join("-" if r["return"] is None else f"{r['return']:.2f}" for r in of)
                 verdicts = " ".join(r["verdict"] for r in of)
@@ -196,12 +219,22 @@ def figures(rows: Sequence[Row]) -> dict[str, float | int | str | None]:
 
 
 def targets(rows: Sequence[Row]) -> list[Target]:
-    """What the arms must earn on the desk, in every seed."""
-    found = []
+    """What arms must earn on the desk, in every seed, and how values rank them elsewhere."""
+    rows, found = [row for row in rows if row.get("conversations") == CONVERSATIONS], list[Target]()
     if earned := _returns(rows, "desk", "filtered-bc"):
         found.append(at_most("filtered-bc", max(earned), 0.32))
-    must = {arm: _returns(rows, "desk", arm) for arm in ("iql", "cql", "bcq")}
-    return found + [at_least(arm, min(earned), 0.9) for arm, earned in must.items() if earned]
+    must = {arm: _returns(rows, "desk", arm) for arm in LOOKING_AHEAD}
+    found += [at_least(arm, min(earned), 0.9) for arm, earned in must.items() if earned]
+    for world in ("clarify", "guess"):
+        pairs = [
+            (row["value"]["candidate"], row["return"])
+            for row in rows
+            if row["world"] == world and row["value"] and row["return"] is not None
+        ]
+        if len(pairs) > 2:
+            rank = spearmanr(*zip(*pairs, strict=True)).statistic
+            found.append(at_least(f"{world}: values rank policies", float(rank), 0.8))
+    return found
 
 
 def _returns(rows: Sequence[Row], world: str, arm: str) -> list[float]:
@@ -215,8 +248,7 @@ def _options() -> argparse.Namespace:
     add("what", nargs="?", choices=("run", "report"), default="run")
     add("--arms", type=lambda text: text.split(","), default=[*ARMS], help=", ".join(ARMS))
     add("--seeds", type=int, default=5)
-    add("--world", choices=("desk", "whole"), default="desk",
-        help="`whole`: all conversations begin at 0, so nothing is to be stitched")  # fmt: skip
+    add("--worlds", type=lambda text: text.split(","), default=[*WORLDS], help=", ".join(WORLDS))
     add("--conversations", type=int, default=CONVERSATIONS)
     add("--rows", type=Path, default=Path(__file__).parents[1] / "data" / "traces.jsonl")
     return parser.parse_args()

@@ -14,10 +14,10 @@ right in the last states says nothing of the first ones.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
-from typing import NamedTuple
+from functools import partial
 
 from agentpref.types import Message
+from benchmarks.traces.worlds import Case, Turn, World, lived
 
 END, PAID, SETTLED = 9, 1.0, 0.3
 NEXT, SETTLE, DROP = 0, 1, 2
@@ -41,23 +41,14 @@ def words_for(action: int, state: int) -> int:
     return (action + state) % len(SAID)
 
 
-class Turn(NamedTuple):
-    """One logged answer: the messages before it, its text, and what it earned."""
-
-    messages: tuple[Message, ...]
-    answer: str
-    reward: float
-
-
-class Case:
+class Desk(Case):
     """One conversation while it runs."""
 
     def __init__(self, source: random.Random, *, state: int = 0) -> None:
-        self.source, self.state = source, 0
+        super().__init__(source)
+        self.state = 0
         self.thing, name = source.choice(THINGS), source.choice(NAMES)
-        said = f"{name} here. My {self.thing} is at step 0."
-        self.messages: list[Message] = [{"role": "user", "content": said}]
-        self.done, self.earned = False, 0.0
+        self.hear(f"{name} here. My {self.thing} is at step 0.")
         for _ in range(state):  # what another desk did before
             self.answer(self.say(NEXT))
 
@@ -65,20 +56,18 @@ class Case:
         """One of the ways to put an action."""
         return self.source.choice(SAID[words_for(action, self.state)])
 
-    def answer(self, text: str) -> float:
-        """Take an answer; one without any of the words drops the case."""
-        words = next((n for n, mark in enumerate(_MARKS) if mark in text.lower()), None)
+    def after(self, message: Message) -> float:
+        """One without any of the words drops the case."""
+        text = str(message["content"]).lower()
+        words = next((n for n, mark in enumerate(_MARKS) if mark in text), None)
         action = DROP if words is None else (words - self.state) % len(SAID)
-        self.messages.append({"role": "assistant", "content": text})
         reward = SETTLED if action == SETTLE and self.state == 2 else 0.0
         if action == NEXT:
             self.state += 1
             reward = PAID if self.state == END else 0.0
         self.done = action != NEXT or self.state == END
         if not self.done:
-            said = f"Done. Step {self.state}."
-            self.messages.append({"role": "user", "content": said})
-        self.earned += reward
+            self.hear(f"Done. Step {self.state}.")
         return reward
 
 
@@ -91,22 +80,14 @@ def conversation(source: random.Random, *, stitched: bool = True) -> list[Turn]:
     kind = source.random()
     begin, last, then = (0, 5, DROP) if kind < 0.25 else (0, 2, SETTLE) if kind < 0.7 else (
         4 if stitched else 0, END, DROP)  # fmt: skip
-    case, turns = Case(source, state=begin), []
-    while not case.done:
+    case = Desk(source, state=begin)
+
+    def choose() -> str:
         action = NEXT if case.state < last else then
-        if source.random() < NOISE:
-            action = source.randrange(3)
-        before, text = tuple(case.messages), case.say(action)
-        turns.append(Turn(before, text, case.answer(text)))
-    return turns
+        return case.say(source.randrange(3) if source.random() < NOISE else action)
+
+    return lived(case, choose)
 
 
-def conversations(seed: int, count: int, *, stitched: bool = True) -> list[list[Turn]]:
-    """The log."""
-    source = random.Random(f"desk {seed}")
-    return [conversation(source, stitched=stitched) for _ in range(count)]
-
-
-def mean_return(cases: Sequence[Case]) -> float:
-    """What some cases earned in the mean."""
-    return sum(case.earned for case in cases) / len(cases)
+DESK = World(Desk, conversation, PAID)
+WHOLE = World(Desk, partial(conversation, stitched=False), PAID)

@@ -11,6 +11,7 @@ standard deviations of the logged returns, so that α means the same whatever th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from agentpref.offline.critics import largest_by_state
@@ -30,31 +31,57 @@ class CQL(Method):
     draws = True
 
     def __call__(self, critic: Critic) -> Lesson:
-        """Sweep the conservative fit with the best answer's value as the state's."""
+        """Sweep the conservative fit to what was logged."""
         import numpy as np
 
-        data, theta = critic.data, np.zeros(critic.phi.shape[1])
-        unit = float(data.returns().std()) or 1.0  # in which α is the same for any rewards
-        best = np.zeros(len(data.turn))
-        for _ in range(_SWEEPS):
-            target = data.reward / unit + data.next_values(best)
-            theta = _conservative(critic, target, self.settings.conservatism, theta)
-            answers = critic.phi @ theta
-            before, best = best, answers[largest_by_state(data, answers)]
-            if np.abs(best - before).max() < _CLOSE:
-                break
+        data = critic.data
+        weight = data.weight / data.weight.sum()
+        count = np.bincount(data.taken, weight, len(critic.phi))
+
+        def target(values: Numbers) -> tuple[Numbers, Numbers]:
+            outcome = data.reward + data.next_values(values)
+            return count, np.bincount(data.taken, weight * outcome, len(critic.phi))
+
+        return sweep(critic, target, self.settings.conservatism)
+
+
+def sweep(
+    critic: Critic, target: Callable[[Numbers], tuple[Numbers, Numbers]], alpha: float
+) -> Lesson:
+    """Fit Q conservatively until the values of states stay, and imitate the best by it.
+
+    Args:
+        critic: reads the logged decisions.
+        target: how much each answer counts in the fit, and as much times what it comes to, both
+            ``[C]``, given the values of the states, ``[S]``.
+        alpha: how strongly values are pushed down.
+    """
+    import numpy as np
+
+    data, theta = critic.data, np.zeros(critic.phi.shape[1])
+    unit = float(data.returns().std()) or 1.0  # in which α is the same for any rewards
+    best = np.zeros(len(data.turn))
+    for _ in range(_SWEEPS):
+        count, total = target(best * unit)
+        theta = _conservative(critic, count, total / unit, alpha, theta)
         answers = critic.phi @ theta
-        usual = critic.fit(critic.psi[data.state], answers[data.taken], data.weight)
+        before, best = best, answers[largest_by_state(data, answers)]
+        if np.abs(best - before).max() < _CLOSE:
+            break
+    answers = critic.phi @ theta
+    usual = critic.fit(critic.psi[data.state], answers[data.taken], data.weight)
 
-        def advantage(other: Decisions) -> Numbers:
-            found = critic.answers(other.answer) @ theta
-            return by_value(other, found, critic.states(other.turn) @ usual)
+    def advantage(other: Decisions) -> Numbers:
+        found = critic.answers(other.answer) @ theta
+        return by_value(other, found, critic.states(other.turn) @ usual)
 
-        choice = largest_by_state(data, answers)
-        return Lesson(np.ones(len(data)), choice, advantage, q=theta)
+    choice = largest_by_state(data, answers)
+    return Lesson(np.ones(len(data)), choice, advantage, q=theta)
 
 
-def _conservative(critic: Critic, target: Numbers, alpha: float, start: Numbers) -> Numbers:
+def _conservative(
+    critic: Critic, count: Numbers, total: Numbers, alpha: float, start: Numbers
+) -> Numbers:
     """The coefficients of the conservative fit to one target; the problem is convex."""
     import numpy as np
 
@@ -63,8 +90,7 @@ def _conservative(critic: Critic, target: Numbers, alpha: float, start: Numbers)
     data, phi = critic.data, critic.phi
     # Equal decisions count together: what matters of them are sums by answer, and by state.
     weight = data.weight / data.weight.sum()
-    count = np.bincount(data.taken, weight, len(phi))
-    mean = np.bincount(data.taken, weight * target, len(phi))
+    logged = np.bincount(data.taken, weight, len(phi))
     by_state = np.bincount(data.state, weight, len(data.turn))
 
     def objective(theta: Numbers) -> tuple[float, Numbers]:
@@ -72,11 +98,11 @@ def _conservative(critic: Critic, target: Numbers, alpha: float, start: Numbers)
         top = np.full(len(data.turn), -np.inf)
         np.maximum.at(top, data.of, q)
         mass = np.exp(q - top[data.of])
-        total = np.bincount(data.of, mass, len(data.turn))
-        soft = mass / total[data.of]
-        loss = 0.5 * (count * q * q).sum() - (mean * q).sum()
-        loss += alpha * ((by_state * (np.log(total) + top)).sum() - (count * q).sum())
-        slope = count * q - mean + alpha * (by_state[data.of] * soft - count)
+        sums = np.bincount(data.of, mass, len(data.turn))
+        soft = mass / sums[data.of]
+        loss = 0.5 * (count * q * q).sum() - (total * q).sum()
+        loss += alpha * ((by_state * (np.log(sums) + top)).sum() - (logged * q).sum())
+        slope = count * q - total + alpha * (by_state[data.of] * soft - logged)
         penalty = 0.5 * critic.ridge * theta @ theta
         return float(loss + penalty), phi.T @ slope + critic.ridge * theta
 

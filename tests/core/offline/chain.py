@@ -23,7 +23,7 @@ def step(state: int, action: int) -> tuple[float, int, bool]:
     return (0.3 if action == SETTLE and state == 2 else 0.0), state, True
 
 
-def logged(seed: int, count: int = 600, *, paid: float = 1.0) -> Decisions:
+def logged(seed: int, count: int = 600, *, paid: float = 1.0, noise: float = 0.05) -> Decisions:
     source = random.Random(seed)
     rows: list[tuple[int, int, float, int, int]] = []
     for number in range(count):
@@ -34,7 +34,7 @@ def logged(seed: int, count: int = 600, *, paid: float = 1.0) -> Decisions:
         state, done = begin, False
         while not done:
             action = then if state >= last else RIGHT
-            if source.random() < 0.05:
+            if source.random() < noise:
                 action = source.randrange(3)
             reward, after, done = step(state, action)
             rows.append((state, action, paid * reward, -1 if done else len(rows) + 1, number))
