@@ -1,8 +1,8 @@
 """Model-based policy optimisation (MOPO, 2005.13239): plan in a simulator, less what it doubts.
 
-The simulator (:mod:`agentpref.offline.simulator`) says what an answer earns and where it leads. Each
-answer's reward is lowered by λ times how unsure that is (equation 6 of the paper), so a plan cannot
-live on what the simulator makes up. The best answer of each state is imitated.
+The simulator (:mod:`agentpref.offline.simulator`) says what an answer earns and where it leads.
+Each answer's reward is lowered by λ times how unsure that is (equation 6 of the paper), so a plan
+cannot live on what the simulator makes up. The best answer of each state is imitated.
 """
 
 from __future__ import annotations
