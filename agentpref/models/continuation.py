@@ -40,13 +40,18 @@ class Continuation:
 
     def logits(self, model: Any) -> Tensor:
         """Run one forward pass; the logits of each row's next token, (rows, vocabulary)."""
+        import torch
+
+        # By its number, the last state is taken out as a copy. A slice lies in strides, for which
+        # torch multiplies by a copy of the head's weight for each row: gigabytes and seconds.
+        last = torch.tensor([self.tokens.shape[1] - 1], device=self.tokens.device)
         output = model(
             input_ids=self.tokens,
             attention_mask=self.mask,
             position_ids=self.positions,
             past_key_values=self.cache,
             use_cache=True,
-            logits_to_keep=1,
+            logits_to_keep=last,
         )
         self.cache = output.past_key_values
         logits: Tensor = output.logits[:, -1].float()

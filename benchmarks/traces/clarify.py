@@ -1,7 +1,7 @@
 """A support agent with tools, and users of two kinds that only a question tells apart.
 
-Something is broken. Who bought it here gets a refund, and everybody else a repair; the right tool
-pays 1, the wrong one nothing, and each answer costs .1. Half of the users bought it here. To ask
+Something is broken. Who bought it here is sent another one, and everybody else gets a repair
+booked; the right tool pays 1, the wrong one nothing, and each answer costs .1. Half of the users bought it here. To ask
 first earns 1 − .2 = .8, to call a tool at once .5 − .1 = .4 in the mean, and .9 with luck. Of the
 log, nine in twenty call a tool at once; as many ask, and then call either of the tools whatever
 they hear, for .3 in the mean; the rest ask and call the right one. So the best conversations are
@@ -17,13 +17,13 @@ from benchmarks.traces.desk import NAMES, THINGS
 from benchmarks.traces.worlds import Case, Turn, World, lived
 
 COST = 0.1
-TOOL_NAMES = ("refund", "repair")
+TOOL_NAMES = ("send", "book")  # a new one, or a repair
 TOOLS: tuple[Tool, ...] = tuple(
     {
         "type": "function",
         "function": {
             "name": name,
-            "description": f"Order a {name}.",
+            "description": description,
             "parameters": {
                 "type": "object",
                 "properties": {"thing": {"type": "string"}},
@@ -31,7 +31,7 @@ TOOLS: tuple[Tool, ...] = tuple(
             },
         },
     }
-    for name in TOOL_NAMES
+    for name, description in zip(TOOL_NAMES, ("Send a new one.", "Book a repair."), strict=True)
 )
 _QUESTION = "Did you buy it here?"
 _REPLIES = ("Yes, I did.", "No, elsewhere.")

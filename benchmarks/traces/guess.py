@@ -15,8 +15,13 @@ from benchmarks.traces.desk import NAMES
 from benchmarks.traces.worlds import Case, Turn, World, lived
 
 COST = 0.1
-THINGS = {"cat": (True, True), "oak": (True, False), "car": (False, True), "rock": (False, False)}
-QUESTIONS = ("Is it alive?", "Does it move?")
+THINGS = {
+    "freezer": (True, True),
+    "milk": (True, False),
+    "table": (False, True),
+    "lamp": (False, False),
+}
+QUESTIONS = ("Is it cold?", "Is it big?")
 _ASKS = (0.4, 0.75)  # so many ask nothing, and at most one question
 _FITS = 0.6
 
