@@ -25,7 +25,10 @@ _PREFIX = "base_model.model."
 
 
 class LoraWeights(NamedTuple):
-    """The matrices of one layer: A (rank, in), and B transposed and scaled (rank, out)."""
+    """The matrices of one layer: A (rank, in), and B transposed and scaled (rank, out).
+
+    They are in float32 on any base: products as small as these take no longer so, on a CPU.
+    """
 
     a: Tensor
     b: Tensor

@@ -20,11 +20,13 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from agentpref.errors import AgentprefError, GenerationFailed, ServingError
-from agentpref.models.continuation import Continuation, turning_point
+from agentpref.models.continuation import Continuation, Prefix, turning_point
 from agentpref.models.text_stream import TextStream
+from agentpref.models.tokenizer import Ids
 from agentpref.serve.backend import FinishReason, GenerationRequest, Reply, read_answer
 from agentpref_adapters._transformers_adapters import Adapter, Layers, shares_of
 from agentpref_adapters._transformers_grammar import Constraint
+from agentpref_adapters._transformers_prefixes import Prefixes
 
 if TYPE_CHECKING:
     from torch import Generator, Tensor
@@ -135,6 +137,7 @@ class Engine:
         self._layers = layers
         self._pad = pad
         self._turning_point = turning_point(model)
+        self._prefixes = Prefixes(model, layers)
         self._requests: list[ActiveRequest] = []  # those that were admitted and have not ended
         self._batches: list[_Batch] = []
 
@@ -152,13 +155,25 @@ class Engine:
         """Write the first token of each request, and add it to the requests being answered."""
         waiting = [request for request in requests if not request.done]
         self._requests += waiting
-        alone = [r for r in waiting if len(r.prompt) + r.room > self._turning_point]
-        together = [request for request in waiting if request not in alone]
-        for group in [together, *([request] for request in alone)]:
+        together = [r for r in waiting if len(r.prompt) + r.room <= self._turning_point]
+        for (adapter, tokens), group in self._by_prefix(together).items():
             with _failing(group):
-                if group:
-                    device = self._model.device
-                    self._advance(_Batch(group, self._pad, device, alone=group is not together))
+                prefix = self._prefixes.read(adapter, tokens)
+                self._advance(_Batch(group, self._pad, self._model.device, prefix))
+        for request in waiting:
+            if request not in together:
+                with _failing([request]):
+                    self._advance(_Batch([request], self._pad, self._model.device, alone=True))
+
+    def _by_prefix(
+        self, requests: list[ActiveRequest]
+    ) -> dict[tuple[Adapter | None, Ids], list[ActiveRequest]]:
+        """Requests by what their prompts begin with and by revision; all others are together."""
+        found: dict[tuple[Adapter | None, Ids], list[ActiveRequest]] = {}
+        common = self._prefixes.common([(each.adapter, each.prompt) for each in requests])
+        for request, tokens in zip(requests, common, strict=True):
+            found.setdefault((request.adapter if tokens else None, tokens), []).append(request)
+        return found
 
     def step(self) -> None:
         """Write one more token of each request that has not ended."""
@@ -194,10 +209,18 @@ class Engine:
 class _Batch(Continuation):
     """Requests that share a forward pass, a row each; rows of one adapter are neighbours."""
 
-    def __init__(self, requests: list[ActiveRequest], pad: int, device: Any, *, alone: bool):
+    def __init__(
+        self,
+        requests: list[ActiveRequest],
+        pad: int,
+        device: Any,
+        prefix: Prefix | None = None,
+        *,
+        alone: bool = False,
+    ):
         order, self.shares = shares_of([request.adapter for request in requests])
         self.requests = [requests[row] for row in order]
-        super().__init__([request.prompt for request in self.requests], pad, device)
+        super().__init__([request.prompt for request in self.requests], pad, device, prefix)
         self._alone = alone
 
     def advance(self, model: PreTrainedModel, layers: Layers) -> None:

@@ -17,6 +17,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from agentpref.config import Precision
 from agentpref.errors import (
     BackendClosed,
     ConfigError,
@@ -29,7 +30,7 @@ from agentpref.home import Home
 from agentpref.models.base import BaseModel, load_base
 from agentpref.models.decoding import Decoding
 from agentpref.models.text_stream import TextStream
-from agentpref.models.threads import sharing
+from agentpref.models.threads import disband, sharing
 from agentpref.serve import watch
 from agentpref.serve.backend import (
     CLOSED,
@@ -54,12 +55,17 @@ _DIED = (
 )
 
 
+IDLE_SECONDS = 0.5
+"""After so long without a request, the model's thread gives its OpenMP team away."""
+
+
 def open_router(
     home: Home | str | Path | None,
     model: BaseModel | str,
     namespace: str = "default",
     *,
     follow: float | None = 1.0,
+    precision: Precision | None = None,
     chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Router:
     """Serve a home's live revision of a base model inside this process.
@@ -69,11 +75,14 @@ def open_router(
 
     Args:
         model: the base model, as for ``agentpref.update``.
+        precision: the number format of a model that is named, as in the update's settings.
         chat_template_kwargs: what its chat template is always given, as in the update's settings.
     """
     return watch.open_router(
         home,
-        lambda: TransformersBackend(model, chat_template_kwargs=chat_template_kwargs),
+        lambda: TransformersBackend(
+            model, precision=precision, chat_template_kwargs=chat_template_kwargs
+        ),
         namespace=namespace,
         follow=follow,
     )
@@ -90,9 +99,12 @@ class TransformersBackend:
         model: the base model, or its name. A loaded one belongs to the backend until it is closed:
             hooks on its layers apply adapters.
         max_batch: the most requests that are answered together; others wait.
+        precision: the number format of a model that is named; by default ``"auto"``: bfloat16 where
+            the processor multiplies it natively, and float32 elsewhere, as an update's default is.
         chat_template_kwargs: what the chat template of a model that is named is always given.
 
     Raises:
+        ConfigError: a loaded model is given with what only a named one takes.
         ModelError: the model cannot be found, or is of a kind that cannot be served.
         MissingDependency: torch, transformers or safetensors is not installed.
     """
@@ -102,13 +114,21 @@ class TransformersBackend:
         model: BaseModel | str,
         *,
         max_batch: int = 16,
+        precision: Precision | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         _require_safetensors()
         if isinstance(model, str):
-            model = load_base(model, chat_template_kwargs=chat_template_kwargs)
-        elif chat_template_kwargs is not None:
-            raise ConfigError("a loaded model has its chat_template_kwargs; give them to load_base")
+            model = load_base(
+                model, precision=precision or "auto", chat_template_kwargs=chat_template_kwargs
+            )
+        else:
+            for option, value in (
+                ("chat_template_kwargs", chat_template_kwargs),
+                ("precision", precision),
+            ):
+                if value is not None:
+                    raise ConfigError(f"a loaded model has its {option}; give it to load_base")
         self.base = model
         model.template.require_plain_answers(model.name)
         self._layers = Layers(self.base.model)
@@ -123,6 +143,7 @@ class TransformersBackend:
         self._sharing = ExitStack()
         self._sharing.enter_context(sharing())  # before the thread starts: it takes the number
         self._thread = ModelThread(engine, max_active=max_batch)
+        disband()  # of who loaded the model
 
     def capabilities(self) -> Capabilities:
         """Any number of revisions, as memory allows; streaming."""
@@ -153,6 +174,7 @@ class TransformersBackend:
                     f"{name} could not be loaded from {revision.path} ({type(error).__name__}: "
                     f"{error}); train it on this model, or publish it again"
                 ) from error
+            disband()
 
     def probe(self, revision_id: str) -> Reply:
         """Answer the probe of :mod:`agentpref.serve.backend`.
@@ -295,11 +317,16 @@ class ModelThread:
     def _next(self) -> list[ActiveRequest] | None:
         """Wait for work; return the requests to admit, or ``None`` at the end."""
         with self._arrived:
-            self._arrived.wait_for(lambda: self.waiting or self._closed or self._engine.has_work)
+            if not self._arrived.wait_for(self._is_due, IDLE_SECONDS):
+                disband()  # others compute faster without this thread's team
+                self._arrived.wait_for(self._is_due)
             if self._closed and not self._engine.has_work:
                 return None
             room = self._max_active - self._engine.active
             return [self.waiting.popleft() for _ in range(min(room, len(self.waiting)))]
+
+    def _is_due(self) -> bool:
+        return bool(self.waiting) or self._closed or self._engine.has_work
 
     def _fail_waiting(self) -> None:
         with self._arrived:

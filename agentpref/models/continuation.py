@@ -9,8 +9,8 @@ Rows of a batch end together, on the right: prompts are padded on the left.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agentpref.models.decoding import Decoding
 from agentpref.models.tokenizer import Ids
@@ -18,25 +18,41 @@ from agentpref.models.tokenizer import Ids
 if TYPE_CHECKING:
     from torch import Tensor
 
+_TOGETHER = 1 << 16
+"""How many tokens the rows of a batch may grow to, together: 1.5 GB of SmolLM2's keys and values,
+8 GB of those of an 8 B model."""
+
+
+class Prefix(NamedTuple):
+    """The first tokens of some prompts, and a plain cache of one row with their keys and values."""
+
+    tokens: Ids
+    cache: Any
+
 
 class Continuation:
-    """Prompts that are continued together, a row each.
+    """Prompts that are continued together, a row each; all may begin with a ``prefix``.
 
     ``tokens`` and ``positions`` (rows, n) are the input of the next pass. ``mask`` (rows, all
     tokens so far) is 0 for padding, on the left. ``cache`` holds keys and values of the passes
     before.
     """
 
-    def __init__(self, prompts: Sequence[Ids], pad: int, device: Any) -> None:
+    def __init__(
+        self, prompts: Sequence[Ids], pad: int, device: Any, prefix: Prefix | None = None
+    ) -> None:
         import torch
 
-        width = max(map(len, prompts))
-        gaps = [width - len(prompt) for prompt in prompts]
-        rows = [[pad] * gap + [*prompt] for gap, prompt in zip(gaps, prompts, strict=True)]
+        known = 0 if prefix is None else len(prefix.tokens)
+        width = max(map(len, prompts)) - known
+        gaps = [width + known - len(prompt) for prompt in prompts]
+        rows = [[pad] * gap + [*prompt[known:]] for gap, prompt in zip(gaps, prompts, strict=True)]
         self.tokens = torch.tensor(rows, device=device)
-        self.mask = torch.tensor([[0] * gap + [1] * (width - gap) for gap in gaps], device=device)
-        self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)
-        self.cache: Any = None
+        self.mask = torch.tensor(
+            [[1] * known + [0] * gap + [1] * (width - gap) for gap in gaps], device=device
+        )
+        self.positions = (self.mask.cumsum(-1) - 1).clamp(min=0)[:, known:]
+        self.cache: Any = None if prefix is None else _repeated(prefix.cache, len(prompts))
 
     def logits(self, model: Any) -> Tensor:
         """Run one forward pass; the logits of each row's next token, (rows, vocabulary)."""
@@ -69,10 +85,7 @@ class Continuation:
 
         Others (sliding windows, linear attention) cannot be cut or joined.
         """
-        from transformers.cache_utils import DynamicCache, DynamicLayer
-
-        layers = self.cache.layers if type(self.cache) is DynamicCache else [None]
-        return all(type(layer) is DynamicLayer for layer in layers)
+        return is_plain(self.cache)
 
     def keep(self, order: Sequence[int]) -> None:
         """Continue with these rows, in this order, and drop padding that all of them have.
@@ -93,15 +106,44 @@ class Continuation:
         self.positions = self.positions.index_select(0, rows)
 
 
+def is_plain(cache: Any) -> bool:
+    """As :meth:`Continuation.is_plain`, of a model's cache."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    layers = cache.layers if type(cache) is DynamicCache else [None]
+    return all(type(layer) is DynamicLayer for layer in layers)
+
+
+def _repeated(cache: Any, rows: int) -> Any:
+    """A plain cache of one row for several; nothing is copied before the next pass adds to it."""
+    from transformers.cache_utils import DynamicCache
+
+    found = DynamicCache()
+    for number, layer in enumerate(cache.layers):
+        keys, values = (one.expand(rows, -1, -1, -1) for one in (layer.keys, layer.values))
+        found.update(keys, values, number)
+    return found
+
+
+class Ask(NamedTuple):
+    """A prompt to answer in at most ``limit`` tokens: the likeliest ones, or drawn ones.
+
+    At a ``temperature`` above 0 tokens are drawn. The draws are the maxima of logits with Gumbel
+    noise, which depends on the seed and the step alone: two policies that agree draw the same
+    words, whatever is answered beside them.
+    """
+
+    prompt: Ids
+    limit: int
+    temperature: float = 0.0
+    seed: int = 0
+
+
 class Answers(NamedTuple):
     """The tokens of each answer, its end token included, and whether log-probs were finite."""
 
     tokens: list[Ids]
     finite: bool
-
-
-Choose: TypeAlias = "Callable[[Tensor, Sequence[int]], Tensor]"
-"""Chooses each row's next token, (rows,), from logits, (rows, vocabulary), and whose they are."""
 
 
 def greedy(model: Any, prompts: Sequence[Ids], decoding: Decoding, *, limit: int) -> Answers:
@@ -112,7 +154,7 @@ def greedy(model: Any, prompts: Sequence[Ids], decoding: Decoding, *, limit: int
     Raises:
         GenerationFailed: a prompt leaves no room at all.
     """
-    return _continued(model, prompts, decoding, limit, lambda logits, _: logits.argmax(-1))
+    return answered(model, [[Ask(prompt, limit) for prompt in prompts]], decoding)[0]
 
 
 def sampled(
@@ -126,39 +168,37 @@ def sampled(
 ) -> Answers:
     """Answers as :func:`greedy` gives them, but drawn at a temperature above 0.
 
-    The draws are the maxima of logits with Gumbel noise, which depends on the seed, the number of
-    the prompt and the step alone: two policies that agree draw the same words.
+    Each prompt has a seed of its own, by its number.
+    """
+    asks = [Ask(prompt, limit, temperature, seed + n) for n, prompt in enumerate(prompts)]
+    return answered(model, [asks], decoding)[0]
+
+
+def answered(model: Any, sets: Sequence[Sequence[Ask]], decoding: Decoding) -> list[Answers]:
+    """The answers to several sets, all of them together: a pass takes hardly longer for more rows.
+
+    Raises:
+        GenerationFailed: a prompt leaves no room at all.
     """
     import torch
 
-    sources = [torch.Generator().manual_seed(seed + number) for number in range(len(prompts))]
-
-    def choose(logits: Tensor, numbers: Sequence[int]) -> Tensor:
-        drawn = [torch.rand(logits.shape[-1], generator=sources[number]) for number in numbers]
-        uniform = torch.stack(drawn).clamp_(min=1e-12).to(logits.device)
-        return (logits / temperature - (-uniform.log()).log()).argmax(-1)
-
-    return _continued(model, prompts, decoding, limit, choose)
-
-
-def _continued(
-    model: Any, prompts: Sequence[Ids], decoding: Decoding, limit: int, choose: Choose
-) -> Answers:
-    import torch
-
-    rooms = [decoding.room(prompt, limit) for prompt in prompts]
-    answers: list[list[int]] = [[] for _ in prompts]
-    going, finite = set(range(len(prompts))), True
+    asks = [ask for own in sets for ask in own]
+    rooms = [decoding.room(ask.prompt, ask.limit) for ask in asks]
+    answers: list[list[int]] = [[] for _ in asks]
+    going, finite = set(range(len(asks))), [True] * len(asks)
+    drawn = _Draws(asks)
     with torch.no_grad():
         for group in _groups(
-            model, [len(p) + room for p, room in zip(prompts, rooms, strict=True)]
+            model, [len(ask.prompt) + room for ask, room in zip(asks, rooms, strict=True)]
         ):
-            batch = Continuation([prompts[i] for i in group], decoding.pad, model.device)
+            batch = Continuation([asks[i].prompt for i in group], decoding.pad, model.device)
             while True:
                 logits = batch.logits(model)
-                asked = [row for row, number in enumerate(group) if number in going]
-                finite = finite and bool(logits[asked].amax(-1).isfinite().all())
-                chosen = choose(logits, group)
+                for number, is_finite in zip(
+                    group, logits.amax(-1).isfinite().tolist(), strict=True
+                ):
+                    finite[number] &= is_finite or number not in going
+                chosen = drawn(logits, group)
                 for number, token in zip(group, chosen.tolist(), strict=True):
                     if number in going:
                         answers[number].append(token)
@@ -173,18 +213,59 @@ def _continued(
                     group = [group[row] for row in left]
                 if decoding.positions is not None:  # rows that have ended wait at the last one
                     batch.positions.clamp_(max=decoding.positions - 1)
-    return Answers([tuple(answer) for answer in answers], finite)
+    found, begin = list[Answers](), 0
+    for own in sets:
+        end = begin + len(own)
+        found.append(Answers([*map(tuple, answers[begin:end])], all(finite[begin:end])))
+        begin = end
+    return found
+
+
+class _Draws:
+    """Chooses the next token of rows from their logits, each as it was asked."""
+
+    def __init__(self, asks: Sequence[Ask]) -> None:
+        import torch
+
+        self._temperatures = [ask.temperature for ask in asks]
+        self._sources = {
+            number: torch.Generator().manual_seed(ask.seed)
+            for number, ask in enumerate(asks)
+            if ask.temperature
+        }
+
+    def __call__(self, logits: Tensor, numbers: Sequence[int]) -> Tensor:
+        """The tokens, (rows,), from (rows, vocabulary), and the number of what each row answers."""
+        import torch
+
+        rows = [row for row, number in enumerate(numbers) if number in self._sources]
+        chosen = logits.argmax(-1)
+        if rows:
+            own = [numbers[row] for row in rows]
+            drawn = [torch.rand(logits.shape[-1], generator=self._sources[n]) for n in own]
+            uniform = torch.stack(drawn).clamp_(min=1e-12).to(logits.device)
+            heat = logits.new_tensor([self._temperatures[n] for n in own])[:, None]
+            chosen[rows] = (logits[rows] / heat - (-uniform.log()).log()).argmax(-1)
+        return chosen
 
 
 def _groups(model: Any, lengths: Sequence[int]) -> list[list[int]]:
-    """Which rows may be continued together, by number, given the lengths they may grow to.
+    """Which rows are continued together, by number, given the lengths they may grow to.
 
-    A row that may grow beyond the turning point is continued alone.
+    All rows of a group take as much memory as its longest. A row that may grow beyond the turning
+    point is continued alone.
     """
-    point = turning_point(model)
-    together = [i for i, length in enumerate(lengths) if length <= point]
-    alone = [[i] for i, length in enumerate(lengths) if length > point]
-    return [together, *alone] if together else alone
+    point, groups = turning_point(model), list[list[int]]()
+    longest = 0
+    for number in sorted((n for n, length in enumerate(lengths) if length <= point),
+                         key=lambda n: lengths[n]):  # fmt: skip
+        longest = max(longest, lengths[number])
+        if not groups or (len(groups[-1]) + 1) * longest > _TOGETHER:
+            groups.append([])
+            longest = lengths[number]
+        groups[-1].append(number)
+    groups = [sorted(group) for group in groups]
+    return groups + [[number] for number, length in enumerate(lengths) if length > point]
 
 
 def turning_point(model: Any) -> float:

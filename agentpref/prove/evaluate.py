@@ -27,7 +27,14 @@ from agentpref.prove import probes as writing
 from agentpref.prove.asked import asked
 from agentpref.prove.bootstrap import Paired
 from agentpref.prove.checks import Scorer, UserCheck, run_checks, run_scorers
-from agentpref.prove.evidence import Evidence, FirstToken, OrdinaryEvidence, Sampled, Shown
+from agentpref.prove.evidence import (
+    Evidence,
+    FirstToken,
+    Generations,
+    OrdinaryEvidence,
+    Sampled,
+    Shown,
+)
 from agentpref.prove.metrics import (
     accuracy,
     correctness,
@@ -36,7 +43,7 @@ from agentpref.prove.metrics import (
     thumb_margins,
 )
 from agentpref.prove.ordinary import falls
-from agentpref.prove.probes import MOST_TOKENS, PROBES, SAMPLED, token_limit
+from agentpref.prove.probes import MOST_TOKENS, PROBES, SAMPLED, Writing, token_limit
 from agentpref.prove.results import dot
 from agentpref.types import BY_JUDGES, Message, Prompt, Stratum
 
@@ -294,20 +301,26 @@ def gather(
     limit, seed = token_limit(rows), config.seed
     probes = writing.choose_probes(learner, new.rows, old.rows, trained, limit=limit, seed=seed)
     judged = writing.judged(learner, [*new.rows, *trained], seed=seed)
-    live, candidate = (
-        writing.generations(
-            learner, policy, probes.prompts_of(learner, policy), limit=limit, phrases=judged.phrases
-        )
-        for policy in _SERVED
-    )
     temperature = config.gate.temperature
-    drawn = [
-        writing.generations(
-            learner, policy, probes.prompts_of(learner, policy)[:SAMPLED], limit=limit,
-            phrases=judged.phrases, temperature=temperature, seed=seed,
-        )
-        for policy in _SERVED
-    ]  # fmt: skip
+    beside = (
+        writing.choose_probes(learner, ordinary, limit=token_limit(ordinary), seed=seed)
+        if ordinary
+        else None
+    )
+
+    def write(policy: Policy) -> list[Generations]:
+        prompts = probes.prompts_of(learner, policy)
+        drawn = prompts[:SAMPLED]
+        wanted = [
+            Writing(prompts, limit, judged.phrases),
+            Writing(drawn, limit, judged.phrases, temperature, seed),
+        ]
+        if beside is not None:
+            ordinary_prompts = beside.prompts_of(learner, policy)[:ORDINARY_PROBES]
+            wanted.append(Writing(ordinary_prompts, token_limit(ordinary)))
+        return writing.generations(learner, policy, wanted)
+
+    (live, *lives), (candidate, *candidates) = map(write, _SERVED)
     chosen, rejected = writing.judged_probes(learner, probes.rows, judged.phrases)
     fresh_chosen, fresh_rejected = writing.sides_of(probes.rows[: probes.fresh])
     asked_of = [row.example.prompt.messages for row in probes.rows]
@@ -327,11 +340,13 @@ def gather(
         unseen=probes.unseen,
         chosen=chosen,
         rejected=rejected,
-        sampled=Sampled(drawn[0], drawn[1], temperature),
+        sampled=Sampled(lives[0], candidates[0], temperature),
         first_token=new.first_token(),
         scorers=run_scorers(scorers or {}, asked_of, live.texts, candidate.texts),
         user_checks=run_checks(checks, lambda messages: answer(learner, messages)),
-        ordinary=_ordinary(learner, ordinary, seed=config.seed) if ordinary else None,
+        ordinary=OrdinaryEvidence(_falls(learner, ordinary), lives[1], candidates[1])
+        if ordinary
+        else None,
         liked=_falls(
             learner, [row for row in new.rows if row.example.lone and is_liked(row.example)]
         ),
@@ -349,19 +364,6 @@ def gather(
         ),
         comparisons=len(trained) + len(new.rows),
     )
-
-
-def _ordinary(learner: Learner, rows: Sequence[EncodedExample], *, seed: int) -> OrdinaryEvidence:
-    """What became of answers that nobody judged, and what is written to some of their prompts."""
-    limit = token_limit(rows)
-    probes = writing.choose_probes(learner, rows, limit=limit, seed=seed)
-    written = (
-        writing.generations(
-            learner, policy, probes.prompts_of(learner, policy)[:ORDINARY_PROBES], limit=limit
-        )
-        for policy in _SERVED
-    )
-    return OrdinaryEvidence(_falls(learner, rows), *written)
 
 
 def _falls(learner: Learner, rows: Sequence[EncodedExample]) -> list[float]:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from agentpref.learn.adapter import Policy
 from agentpref.learn.encode import EncodedExample
 from agentpref.learn.learner import Learner
-from agentpref.models.continuation import greedy, sampled
+from agentpref.models.continuation import Ask, answered
 from agentpref.models.instructions import instructed_example
 from agentpref.models.tokenizer import ExampleTokenizer, Ids
 from agentpref.models.tool_calls import has_broken_call, parse_rate
@@ -128,31 +128,40 @@ def _distinct(rows: Iterable[EncodedExample], seen: set[str]) -> list[EncodedExa
     return list(found.values())
 
 
-def generations(
-    learner: Learner,
-    policy: Policy,
-    prompts: Sequence[Ids],
-    *,
-    limit: int,
-    phrases: frozenset[str] = frozenset(),
-    temperature: float | None = None,
-    seed: int = 0,
-) -> Generations:
-    """What a policy writes on probe prompts, in at most ``limit`` tokens each.
+class Writing(NamedTuple):
+    """Prompts to answer in at most ``limit`` tokens each: greedily, or drawn at a temperature.
 
-    It is greedy, or drawn at a temperature with a seed. An answer that is cut before, where the
-    model's positions end, is not endless: it may be as long as people want it. ``phrases`` are set
-    phrases to look for at the beginning of answers.
+    ``phrases`` are set phrases to look for at the beginning of answers.
     """
-    decoding = learner.decoding
+
+    prompts: Sequence[Ids]
+    limit: int
+    phrases: frozenset[str] = frozenset()
+    temperature: float = 0.0
+    seed: int = 0
+
+
+def generations(learner: Learner, policy: Policy, writings: Sequence[Writing]) -> list[Generations]:
+    """What a policy writes on some sets of prompts, all of them at once.
+
+    An answer that is cut before its limit, where the model's positions end, is not endless: it may
+    be as long as people want it.
+    """
+    sets = [
+        [
+            Ask(prompt, one.limit, one.temperature, one.seed + number)
+            for number, prompt in enumerate(one.prompts)
+        ]
+        for one in writings
+    ]
     with learner.policy(policy) as model:
-        if temperature is None:
-            answers, finite = greedy(model, prompts, decoding, limit=limit)
-        else:
-            answers, finite = sampled(
-                model, prompts, decoding, limit=limit, temperature=temperature, seed=seed
-            )
-    return _described(learner, answers, limit=limit, phrases=phrases, finite=finite)
+        found = answered(model, sets, learner.decoding)
+    return [
+        _described(
+            learner, answers.tokens, limit=one.limit, phrases=one.phrases, finite=answers.finite
+        )
+        for one, answers in zip(writings, found, strict=True)
+    ]
 
 
 def _described(

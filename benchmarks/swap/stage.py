@@ -88,7 +88,7 @@ def request(prompt: str) -> GenerationRequest:
 def build(root: Path, base: str, adapters: int) -> Stage:
     """Make adapters and their answers; keep the prompts that they all answer differently."""
     began = time.monotonic()
-    folders = [_adapter(base, root / f"adapter-{number}", number) for number in range(adapters)]
+    folders = [adapter_of(base, root / f"adapter-{number}", number) for number in range(adapters)]
     plain = load_base(base)
     answers: dict[tuple[int | None, str], tuple[Ids, float]] = {}
     answers |= {(None, prompt): answer for prompt, answer in _ask_all(plain, None).items()}
@@ -122,7 +122,7 @@ def _messages(prompt: str) -> list[dict[str, str]]:
     return [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": prompt}]
 
 
-def _adapter(base: str, folder: Path, seed: int) -> Path:
+def adapter_of(base: str, folder: Path, seed: int) -> Path:
     """A LoRA of random matrices, as peft saves it."""
     import torch
     from peft import LoraConfig, get_peft_model

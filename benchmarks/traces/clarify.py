@@ -1,11 +1,11 @@
 """A support agent with tools, and users of two kinds that only a question tells apart.
 
 Something is broken. Who bought it here is sent another one, and everybody else gets a repair
-booked; the right tool pays 1, the wrong one nothing, and each answer costs .1. Half of the users bought it here. To ask
-first earns 1 − .2 = .8, to call a tool at once .5 − .1 = .4 in the mean, and .9 with luck. Of the
-log, nine in twenty call a tool at once; as many ask, and then call either of the tools whatever
-they hear, for .3 in the mean; the rest ask and call the right one. So the best conversations are
-those of the lucky, and to ask looks worse than not to.
+booked; the right tool pays 1, the wrong one nothing, and each answer costs .1. Half of the users
+bought it here. To ask first earns 1 − .2 = .8, to call a tool at once .5 − .1 = .4 in the mean, and
+.9 with luck. Of the log, nine in twenty call a tool at once; as many ask, and then call either of
+the tools whatever they hear, for .3 in the mean; the rest ask and call the right one. So the best
+conversations are those of the lucky, and to ask looks worse than not to.
 """
 
 from __future__ import annotations

@@ -73,5 +73,5 @@ def test_a_base_with_other_arguments_is_another_base(random_base: Path, tmp_path
     assert plain.template_digest != polite.template_digest
     assert polite.identity["chat_template_kwargs"] == {"polite": True}
     assert "chat_template_kwargs" not in plain.identity
-    with pytest.raises(ConfigError, match="give them to load_base"):
+    with pytest.raises(ConfigError, match="give it to load_base"):
         TransformersBackend(plain, chat_template_kwargs={"polite": True})

@@ -9,11 +9,12 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 from urllib.parse import urlsplit
 
 import typer
 
+from agentpref.config import Precision
 from agentpref.errors import ConfigError, MissingDependency
 from agentpref_cli import options
 from agentpref_cli.terminal import GOOD, WARN, moment, print_result, say, table, warn
@@ -74,6 +75,15 @@ def gateway(
             "model, whose base is loaded at the first such call.",
         ),
     ] = False,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FORMAT",
+            help="With --model: bfloat16, float32 or 4bit [default: auto, bfloat16 where the "
+            "processor multiplies it natively].",
+            show_default=False,
+        ),
+    ] = None,
     value: Annotated[
         bool,
         typer.Option(
@@ -137,6 +147,11 @@ def gateway(
             "--value chooses among answers of --model, "
             + ("and so does --reward; name one of them" if reward else "which is not given")
         )
+    if precision is not None and (model is None or vllm):
+        raise typer.BadParameter("--precision is how this process holds --model; vLLM has its own")
+    if precision not in (None, *get_args(Precision)):
+        allowed = ", ".join(get_args(Precision))
+        raise typer.BadParameter(f"--precision is {precision!r}, but must be one of {allowed}")
     origins, proxies = tuple(map(_origin, cors or ())), [*map(_proxy, proxy or ())]
     place = Home.create(home)
     keys = Keys(place)
@@ -149,7 +164,7 @@ def gateway(
         listening = stack.enter_context(listening_at(host, port))
         opened = _upstreams(
             stack, place, model, vllm or (), upstream, max_tokens=max_tokens, max_open=max_open,
-            timeout=timeout, reward=reward, value=value,
+            timeout=timeout, reward=reward, value=value, precision=cast("Precision", precision),
         )  # fmt: skip
         access = Access(
             keys, namespace=namespace, origins=origins, token_seconds=60 * token_minutes
@@ -267,6 +282,7 @@ def _upstreams(
     timeout: float,
     reward: bool,
     value: bool,
+    precision: Precision | None,
 ) -> Callable[[str], Upstream]:
     """What opens the upstream of a namespace; an engine is loaded now, and shared by all."""
     if upstream is not None:
@@ -287,7 +303,7 @@ def _upstreams(
     from agentpref_adapters.gateway import Routed
 
     assert model is not None
-    backend, decode = _engine(model, vllm, timeout)
+    backend, decode = _engine(model, vllm, timeout, precision)
     stack.callback(backend.close)
 
     def open_upstream(namespace: str) -> Upstream:
@@ -305,7 +321,7 @@ def _upstreams(
 
 
 def _engine(
-    model: str, vllm: Sequence[str], timeout: float
+    model: str, vllm: Sequence[str], timeout: float, precision: Precision | None
 ) -> tuple[ServingBackend, Callable[[Sequence[int]], str]]:
     if vllm:
         from agentpref_adapters.vllm import VllmBackend
@@ -315,7 +331,7 @@ def _engine(
     from agentpref_adapters.transformers import TransformersBackend
 
     say(f"loading {model} …")
-    inside = TransformersBackend(model)
+    inside = TransformersBackend(model, precision=precision)
     return inside, inside.decode
 
 

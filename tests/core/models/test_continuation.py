@@ -9,7 +9,8 @@ import pytest
 import torch
 import transformers as tf
 
-from agentpref.models.continuation import greedy, sampled
+from agentpref.models import continuation
+from agentpref.models.continuation import Ask, answered, greedy, sampled
 from agentpref.models.decoding import Decoding
 from tests.core.learn.families import FAMILIES, random_model
 
@@ -168,3 +169,40 @@ def test_answers_are_drawn_by_the_probabilities_of_the_model() -> None:
     error = (expected * (1 - expected) / number).sqrt() + 1 / number
     assert ((found - expected).abs() < 5 * error).all()
     assert (found > 0).sum() > 3
+
+
+def test_sets_are_answered_together_as_each_would_be_alone() -> None:
+    model, decoder = random_model("llama"), decoding()
+    sets = [
+        [Ask(prompt, 20) for prompt in PROMPTS],
+        [Ask(prompt, 7, 1.0, 5 + number) for number, prompt in enumerate(PROMPTS[:2])],
+        [],
+        [Ask(PROMPTS[0], 3)],
+    ]
+    found = answered(model, sets, decoder)
+    assert found[0] == greedy(model, PROMPTS, decoder, limit=20)
+    assert found[1] == sampled(model, PROMPTS[:2], decoder, limit=7, temperature=1.0, seed=5)
+    assert found[2] == ([], True)
+    assert found[3] == greedy(model, PROMPTS[:1], decoder, limit=3)
+
+
+def test_no_more_rows_are_continued_together_than_their_length_allows(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = random_model("llama")
+    expected, rows = greedy(model, PROMPTS, decoding(), limit=20), list[tuple[int, ...]]()
+    model.register_forward_pre_hook(
+        lambda module, of, inputs: rows.append(tuple(inputs["input_ids"].shape)), with_kwargs=True
+    )
+    monkeypatch.setattr(continuation, "_TOGETHER", 64)  # the longest row alone grows to so many
+    assert greedy(model, PROMPTS, decoding(), limit=20) == expected
+    assert {shape[0] for shape in rows} == {2, 1}, "the two short ones, and each of the others"
+
+
+def test_the_head_is_given_no_strides_for_which_torch_would_copy_its_weight_for_each_row() -> None:
+    model, found = random_model("llama"), list[bool]()
+    model.lm_head.register_forward_pre_hook(
+        lambda module, inputs: found.append(inputs[0].is_contiguous())
+    )
+    greedy(model, PROMPTS, decoding(), limit=3)
+    assert found == [True] * 3

@@ -17,7 +17,7 @@ from agentpref.models.tokenizer import encode_prompt
 from agentpref.prove.checks import run_checks
 from agentpref.prove.evaluate import answer, kl_from_base
 from agentpref.prove.metrics import distinct_n
-from agentpref.prove.probes import choose_probes, generations, token_limit
+from agentpref.prove.probes import Writing, choose_probes, generations, token_limit
 
 CALL, BROKEN = '<tool_call>{"a":1}</tool_call>', '<tool_call>{"a":1</tool_call>'
 
@@ -154,7 +154,8 @@ def test_probes_leave_room_for_an_answer(narrow, pair_of):
         "were asked without their oldest turns, and the answers to 1 are cut where the positions "
         "end",
     )
-    found = generations(narrow, "candidate", probes.prompts_of(narrow, "candidate"), limit=64)
+    prompts = probes.prompts_of(narrow, "candidate")
+    (found,) = generations(narrow, "candidate", [Writing(prompts, 64)])
     assert found.mean_length == (64 + 64 + NARROW - lengths[2]) / 3, "this model never ends"
     assert found.endless == 2, "where the positions end is not where the answer would"
     assert choose_probes(narrow, rows[:1], limit=64, seed=0).asked == [rows[0]]
@@ -175,7 +176,8 @@ def test_a_check_that_asks_for_more_than_the_positions_fails_with_the_cure(narro
 
 def generate(learner, policy, prompts, *, limit):
     asked = [encode_prompt(prompt, learner.base.template) for prompt in prompts]
-    return generations(learner, policy, asked, limit=limit)
+    (found,) = generations(learner, policy, [Writing(asked, limit)])
+    return found
 
 
 def test_a_candidate_answers_as_it_was_taught(taught, prompts):
