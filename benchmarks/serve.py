@@ -23,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from agentpref.config import Precision
 from agentpref.home import Home
 from agentpref.models.base import BaseModel, load_base
 from agentpref.models.threads import disband
@@ -121,7 +122,8 @@ def _arms(model: str, folder: Path) -> dict[str, tuple[Callable[..., int], Any]]
     arms: dict[str, tuple[Callable[..., int], Any]] = {}
     home = Home.create(folder / "home")
     adapter = adapter_of(model, folder / "adapter", 0)
-    for precision in ("bfloat16", "float32"):
+    precisions: tuple[Precision, ...] = ("bfloat16", "float32")
+    for precision in precisions:
         backend = TransformersBackend(model, precision=precision)
         if not (published := Registry(home).list()):
             published = [
@@ -133,7 +135,7 @@ def _arms(model: str, folder: Path) -> dict[str, tuple[Callable[..., int], Any]]
         backend.validate(revision)
         backend.load(revision)
         arms[precision] = (_Ours(backend, revision.revision_id), backend)
-    for precision in ("bfloat16", "float32"):
+    for precision in precisions:
         base = load_base(model, precision=precision)
         arms[f"generate, {precision}"] = (_Merged(base), None)
     disband()

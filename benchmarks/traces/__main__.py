@@ -47,7 +47,7 @@ from benchmarks.traces.worlds import World, mean_return
 
 MODEL, KEY = "tiny", "outcome"
 CONVERSATIONS, CASES, TEMPERATURE = 600, 200, 0.7
-CLONE, CLONE_EPOCHS = "clone", 6
+CLONE = "clone"
 ARMS = ("filtered-bc", "awr", "iql", "cql", "bcq", "mopo", "combo", "airl", "trajectory-dpo")
 WORLDS = {"desk": DESK, "whole": WHOLE, "clarify": CLARIFY, "guess": GUESS}
 LOOKING_AHEAD = ("iql", "cql", "bcq", "mopo", "combo")
@@ -82,7 +82,7 @@ def _run(seed: int, name: str, options: argparse.Namespace, rows: Rows) -> None:
         home = Path(folder) / "home"
         common |= {"logged": log(home, world, seed, size)}
         begun = time.monotonic()
-        done = learn(home, config_of("filtered-bc", seed, cost=world.cost, clone=True))
+        done = learn(home, clone_of(seed, world))
         clone = serving(home, done)
         if CLONE in wanted:
             rows.append({**common, **_row(CLONE, done, clone, world, seed, begun)})
@@ -90,7 +90,7 @@ def _run(seed: int, name: str, options: argparse.Namespace, rows: Rows) -> None:
             own = Path(folder) / arm
             shutil.copytree(home, own)
             begun = time.monotonic()
-            done = learn(own, config_of(arm, seed, cost=world.cost))
+            done = learn(own, config_of(arm, seed, world))
             revision = None
             if done.revision is not None:
                 revision = Registry(own).get(done.revision)
@@ -114,18 +114,17 @@ def log(home: Path, world: World, seed: int, count: int) -> float:
     return statistics.fmean(earned)
 
 
-def config_of(method: str, seed: int, *, cost: float = 0.0, clone: bool = False) -> UpdateConfig:
-    """The settings of an arm: the defaults, but for what the world pays by.
+def config_of(method: str, seed: int, world: World) -> UpdateConfig:
+    """The settings of an arm: the defaults, but for what the world pays by."""
+    settings = OfflineSettings(rewards={KEY: 1.0}, gamma=0.97, cost=world.cost)
+    return UpdateConfig(method=method, offline=settings, gate=_GATE, seed=seed)
 
-    To ``clone`` the log is to leave the bundled model behind.
-    """
-    settings = OfflineSettings(rewards={KEY: 1.0}, gamma=0.97, cost=cost)
-    settings = replace(settings, share=1.0) if clone else settings
-    kl = KLSettings(weight=0.0) if clone else KLSettings()
-    epochs = CLONE_EPOCHS if clone else None
-    return UpdateConfig(
-        method=method, offline=settings, gate=_GATE, kl=kl, epochs=epochs, seed=seed
-    )
+
+def clone_of(seed: int, world: World) -> UpdateConfig:
+    """The settings that do what the log did, and leave the bundled model behind."""
+    config = config_of("filtered-bc", seed, world)
+    settings, kl = replace(config.offline, share=1.0), KLSettings(weight=0.0)
+    return replace(config, offline=settings, kl=kl, epochs=world.epochs)
 
 
 def learn(home: Path, config: UpdateConfig) -> UpdateReport:

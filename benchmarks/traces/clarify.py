@@ -79,4 +79,4 @@ def conversation(source: random.Random) -> list[Turn]:
     return lived(case, choose)
 
 
-CLARIFY = World(Clarify, conversation, 1 - 2 * COST, COST, TOOLS)
+CLARIFY = World(Clarify, conversation, 1 - 2 * COST, COST, TOOLS, epochs=15)

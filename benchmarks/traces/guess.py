@@ -73,4 +73,4 @@ def conversation(source: random.Random) -> list[Turn]:
     return lived(game, choose)
 
 
-GUESS = World(Guess, conversation, 1 - 3 * COST, COST)
+GUESS = World(Guess, conversation, 1 - 3 * COST, COST, epochs=15)

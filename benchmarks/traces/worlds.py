@@ -55,6 +55,8 @@ class World(NamedTuple):
     optimum: float
     cost: float = 0.0
     tools: tuple[Tool, ...] = ()
+    epochs: int = 6
+    """In so many epochs the bundled model learns to talk as the log does."""
 
     def log(self, seed: int, count: int) -> list[list[Turn]]:
         """Some conversations."""
