@@ -2,7 +2,7 @@
 
 A prompt that begins as the one before it did, under the same revision, is read in two parts, which
 costs as much as one. The first part is kept, as long as there is room and its revision is loaded,
-so all further prompts that begin so are read from there.
+so all further prompts that begin so are read from there, and longer beginnings, too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from agentpref.models.continuation import Prefix, is_plain
+from agentpref.models.continuation import Continuation, Prefix
 from agentpref.models.tokenizer import Ids
 from agentpref_adapters._transformers_adapters import Adapter, Layers, shares_of
 
@@ -65,10 +65,11 @@ class Prefixes:
             found.append(max((ids for ids in known if _begins(prompt, ids)), key=len, default=()))
             own = groups.setdefault(reference, [])
             for group in own:
-                alike = _alike(prompt, group.tokens)
-                enough = max(
-                    LEAST, 2 * len(found[number]), not group.alone and len(group.tokens) // 2
-                )
+                last = group.alone and bool(group.members)  # of it, too, a token is left to read
+                alike = _alike(prompt[:-1], group.tokens[: len(group.tokens) - last])
+                enough = len(found[number]) + LEAST
+                if not group.alone:  # others would have to read the more by themselves
+                    enough = max(enough, len(group.tokens) // 2)
                 if alike >= enough:
                     group.tokens, group.alone = prompt[:alike], False
                     group.members.append(number)
@@ -92,14 +93,17 @@ class Prefixes:
             if one.adapter == reference and one.prefix.tokens == tokens:
                 self._kept.append(self._kept.pop(number))
                 return one.prefix
+        known = (one.prefix for one in self._kept if one.adapter == reference)
+        begun = (one for one in known if _begins(tokens, one.tokens))
+        longest = max(begun, key=lambda one: len(one.tokens), default=None)
+        row = Continuation([tokens], 0, self._model.device, longest)
         _, shares = shares_of([adapter])
-        ids = torch.tensor([tokens], device=self._model.device)
-        with torch.inference_mode(), self._layers.answering(shares, *ids.shape):
-            cache = self._model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
-        self._shares = is_plain(cache)
+        with torch.inference_mode(), self._layers.answering(shares, *row.tokens.shape):
+            row.logits(self._model)
+        self._shares = row.is_plain()
         if not self._shares:
             return None
-        prefix = Prefix(tokens, cache)
+        prefix = Prefix(tokens, row.cache)
         self._kept.append(_Kept(reference, prefix))
         while _size(self._kept) > MOST and len(self._kept) > 1:
             del self._kept[0]
@@ -116,9 +120,9 @@ def _begins(prompt: Ids, tokens: Ids) -> bool:
 
 
 def _alike(prompt: Ids, other: Ids) -> int:
-    """How many tokens two prompts begin alike with, so that both go on."""
-    most = min(len(prompt), len(other)) - 1
-    return next((n for n in range(most) if prompt[n] != other[n]), max(0, most))
+    """How many tokens two prompts begin alike with."""
+    most = min(len(prompt), len(other))
+    return next((n for n in range(most) if prompt[n] != other[n]), most)
 
 
 def _size(kept: Iterable[_Kept]) -> int:

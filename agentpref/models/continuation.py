@@ -85,7 +85,10 @@ class Continuation:
 
         Others (sliding windows, linear attention) cannot be cut or joined.
         """
-        return is_plain(self.cache)
+        from transformers.cache_utils import DynamicCache, DynamicLayer
+
+        layers = self.cache.layers if type(self.cache) is DynamicCache else [None]
+        return all(type(layer) is DynamicLayer for layer in layers)
 
     def keep(self, order: Sequence[int]) -> None:
         """Continue with these rows, in this order, and drop padding that all of them have.
@@ -104,14 +107,6 @@ class Continuation:
         self.mask = mask[:, begin:]
         self.tokens = self.tokens.index_select(0, rows)
         self.positions = self.positions.index_select(0, rows)
-
-
-def is_plain(cache: Any) -> bool:
-    """As :meth:`Continuation.is_plain`, of a model's cache."""
-    from transformers.cache_utils import DynamicCache, DynamicLayer
-
-    layers = cache.layers if type(cache) is DynamicCache else [None]
-    return all(type(layer) is DynamicLayer for layer in layers)
 
 
 def _repeated(cache: Any, rows: int) -> Any:

@@ -51,7 +51,7 @@ def registry(served: Served, tmp_path: Path) -> Registry:
 def backend(served: Served) -> Iterator[TransformersBackend]:
     from agentpref_adapters.transformers import TransformersBackend
 
-    backend = TransformersBackend(served.base)
+    backend = TransformersBackend(served.base, precision="float32")
     yield backend
     backend.close()
 

@@ -31,6 +31,7 @@ from agentpref.errors import (
     WrongBase,
 )
 from agentpref.learn.encode import encode
+from agentpref.models import base as models_base
 from agentpref.models import threads
 from agentpref.models.adapter_files import AdapterFiles, read_adapter
 from agentpref.models.base import load_base
@@ -277,7 +278,10 @@ def test_a_stream_is_the_text_and_then_the_same_reply(
         assert isinstance(reply, Reply)
         assert reply.token_ids == served.expected[served.names[0], prompt]
         assert "".join(pieces) == reply.message["content"]
-        assert reply == backend.generate(served.names[0], ask(prompt, stop=stop))
+        again = backend.generate(served.names[0], ask(prompt, stop=stop))
+        # All but the end of the prompt is known by now, and read in other products.
+        assert again.logprobs == pytest.approx(reply.logprobs, abs=1e-4)
+        assert replace(again, logprobs=()) == replace(reply, logprobs=())
         assert len(pieces) > 1
 
 
@@ -495,7 +499,7 @@ def test_importing_the_module_imports_no_torch() -> None:
 
 
 def test_a_closed_backend_refuses_requests(served: Served) -> None:
-    backend = TransformersBackend(served.base)
+    backend = TransformersBackend(served.base, precision="float32")
     backend.close()
     backend.close()
     for call in (
@@ -515,7 +519,7 @@ def test_a_prompt_with_a_token_that_has_no_embedding_is_refused(
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["<|image|>"], special_tokens=True)
     tokenizer.save_pretrained(folder)
-    backend = TransformersBackend(str(folder))
+    backend = TransformersBackend(str(folder), precision="float32")
     with pytest.raises(GenerationFailed, match=r"writes token 400.*leave '<\|image\|>' out"):
         backend.generate(BASE, ask("What is <|image|>?"))
     assert backend.generate(BASE, ask("hello")).token_ids == served.expected[BASE, "hello"]
@@ -657,3 +661,22 @@ def test_weights_that_change_after_the_last_check_have_no_effect(
     backend.load(revision)
     reply = backend.generate(revision.revision_id, ask(PROMPTS[0]))
     assert reply.token_ids == served.expected[served.names[0], PROMPTS[0]]
+
+
+@pytest.mark.parametrize(("native", "expected"), [(True, "bfloat16"), (False, "float32")])
+def test_a_model_that_is_named_is_held_as_an_update_holds_it(
+    random_base: Path, monkeypatch: pytest.MonkeyPatch, native: bool, expected: str
+) -> None:
+    monkeypatch.setattr(models_base, "native_bfloat16", lambda *, gpu: native)
+    with closing(TransformersBackend(str(random_base))) as backend:
+        assert backend.base.precision == expected
+        assert backend.generate(BASE, ask("tide")).token_ids
+    with closing(TransformersBackend(str(random_base), precision="float32")) as backend:
+        assert backend.base.precision == "float32"
+    with pytest.raises(ConfigError, match="a loaded model has its precision; give it to load_base"):
+        TransformersBackend(backend.base, precision="bfloat16")
+
+
+def test_a_router_holds_its_model_as_it_is_told(served: Served) -> None:
+    with open_router(served.home, served.base, precision="bfloat16", follow=None) as router:
+        assert router.backend.base.precision == "bfloat16"  # type: ignore[attr-defined]

@@ -49,7 +49,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 @contextmanager
 def serving(base: str, served: Served) -> Iterator[TransformersBackend]:
     """A backend with a revision of the shared home, whose weights are those of ``base``."""
-    backend = TransformersBackend(base)
+    backend = TransformersBackend(base, precision="float32")
     backend.load(get(served))
     yield backend
     backend.close()
@@ -138,7 +138,7 @@ def test_the_templates_end_of_turn_ends_an_answer_where_it_is_not_the_tokenizers
     found = probes.generations(learner, "candidate", prompts, limit=len(script))
     assert (found.mean_length, found.endless) == (3, 0)
 
-    backend = TransformersBackend(folder)
+    backend = TransformersBackend(folder, precision="float32")
     follow(backend.base.model, script)
     reply = backend.generate(BASE, ask(PROMPTS[0], max_tokens=len(script)))
     backend.close()

@@ -104,7 +104,7 @@ def test_a_night_publishes_what_the_backend_serves(
     text = "model.language_model.layers." if family in CONDITIONAL else "model.layers."
     assert all(name.startswith(f"base_model.model.{text}") for name in layers)
 
-    backend = TransformersBackend(str(base))
+    backend = TransformersBackend(str(base), precision="float32")
     backend.validate(revision)
     backend.load(revision)
     pairs = [(name, request(n)) for n in (1, 77, 1234) for name in (revision.revision_id, BASE)]

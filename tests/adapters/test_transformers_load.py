@@ -123,7 +123,7 @@ def test_an_unloaded_revision_still_answers_its_active_requests(
 
 
 def test_requests_beyond_max_batch_wait_and_are_answered(served: Served) -> None:
-    backend = TransformersBackend(served.base, max_batch=2)
+    backend = TransformersBackend(served.base, max_batch=2, precision="float32")
     with ThreadPoolExecutor(6) as pool:
         replies = {p: pool.submit(backend.generate, BASE, ask(p)) for p in PROMPTS}
         for prompt, reply in replies.items():
@@ -335,7 +335,7 @@ def test_ended_requests_of_a_batch_that_cannot_be_cut_make_room_for_others(
     random_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = small_base("mistral with a sliding window", random_base, tmp_path / "base")
-    backend = TransformersBackend(base, max_batch=2)
+    backend = TransformersBackend(base, max_batch=2, precision="float32")
     watched = Watched(backend, monkeypatch)
     with ThreadPoolExecutor(2) as pool:
         with blocked(backend) as waiting:
@@ -355,7 +355,7 @@ def test_a_long_request_does_not_change_the_answers_to_short_ones_under_longrope
 ) -> None:
     """Longrope has other factors beyond a length, and transformers one set for a whole batch."""
     base = small_base("phi3 with longrope", random_base, tmp_path / "base")
-    backend = TransformersBackend(base)
+    backend = TransformersBackend(base, precision="float32")
     short, other, long = ask("tide"), ask("hello"), ask("tide tables " * 50, max_tokens=12)
     asked = (short, long, other)
     assert len(backend._encode(short)[0]) + 10 < 64 < len(backend._encode(long)[0])
@@ -376,7 +376,7 @@ def test_other_kinds_of_model_answer_as_plain_peft_does(
 ) -> None:
     """GPT-2 stores its weights the other way round; a sliding window's cache cannot be joined."""
     served = make_home(small_base(kind, random_base, tmp_path / "base"), tmp_path)
-    backend = TransformersBackend(served.base)
+    backend = TransformersBackend(served.base, precision="float32")
     for index in range(REVISIONS):
         backend.load(get(served, index))
     order = [(name, prompt) for name in (BASE, *served.names) for prompt in PROMPTS]

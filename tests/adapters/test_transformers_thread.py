@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pytest
 
 from agentpref.errors import BackendClosed, ServingError
+from agentpref_adapters import transformers as module
 from agentpref_adapters.transformers import ModelThread
 
 
@@ -171,6 +172,7 @@ def test_an_engine_that_raises_fails_all_jobs(
 FORKED = """
 import os, signal
 from agentpref.errors import BackendClosed
+from agentpref_adapters import transformers as module
 from agentpref_adapters.transformers import ModelThread
 
 class Idle:
@@ -206,3 +208,27 @@ def test_a_forked_process_gets_an_error_instead_of_waiting() -> None:
     command = [sys.executable, "-c", FORKED]
     run = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert run.stdout.strip() == "7"
+
+
+def test_a_thread_without_work_gives_its_team_away_and_answers_the_next_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given_away = threading.Event()
+    by: list[int] = []
+
+    def disband() -> None:
+        by.append(threading.get_ident())
+        given_away.set()
+
+    monkeypatch.setattr(module, "disband", disband)
+    monkeypatch.setattr(module, "IDLE_SECONDS", 0.01)
+    counter = Counter()
+    thread = ModelThread(counter, max_active=2)  # type: ignore[arg-type]
+    for number in range(2):
+        job = Job(number)
+        thread.submit(job)  # type: ignore[arg-type]
+        assert job.outcome.result(10) == number
+        assert given_away.wait(10)
+        given_away.clear()
+    thread.close()
+    assert {*by} == counter.threads

@@ -137,7 +137,7 @@ def router(registry: Registry, revisions, backend: VllmBackend) -> Iterator[Rout
 @pytest.fixture(scope="session")
 def oracle() -> Iterator[TransformersBackend]:
     """The bundled model in this process."""
-    with closing(TransformersBackend("tiny")) as backend:
+    with closing(TransformersBackend("tiny", precision="float32")) as backend:
         yield backend
 
 

@@ -336,3 +336,58 @@ def test_a_fit_computes_with_one_thread_of_numpy_and_gives_them_back():
         outside.set()
         other.join()
         assert counts() == {2}
+
+
+ALONE = """
+import os, threading, time, torch
+from agentpref.models.threads import disband
+
+def team():
+    return len(os.listdir("/proc/self/task"))
+
+def compute():
+    torch.ones(3_000_000).exp()
+
+torch.set_num_threads(4)
+before = team()
+disband()  # there is none yet
+compute()
+busy = team()
+disband()
+alone = team()
+compute()
+again = team()
+assert busy == again == before + 3, (before, busy, again)
+assert alone == before, (before, alone)
+assert torch.get_num_threads() == 4
+thread = threading.Thread(target=disband)  # of its own, which is none
+thread.start()
+thread.join()
+for _ in range(100):  # the kernel lists a thread that has ended for a moment
+    if team() == again:
+        break
+    time.sleep(0.02)
+assert team() == again
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="threads are counted in /proc")
+def test_a_team_that_is_disbanded_ends_and_is_made_again_when_its_thread_computes(unset):
+    found = subprocess.run([sys.executable, "-c", ALONE], capture_output=True, text=True)
+    assert found.returncode == 0, found.stderr
+
+
+def test_who_does_not_use_torch_has_no_team_to_disband():
+    code = (
+        "import sys; from agentpref.models.threads import disband; disband(); "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_whoever_shared_the_cores_leaves_no_team_behind(unset, monkeypatch):
+    ended = []
+    monkeypatch.setattr(threads, "disband", lambda: ended.append(threading.get_ident()))
+    with sharing():
+        assert not ended
+    assert ended == [threading.get_ident()]
