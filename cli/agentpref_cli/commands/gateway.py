@@ -89,7 +89,7 @@ def gateway(
         typer.Option(
             "--value",
             help="With --model: choose it by what whole conversations earned, of revisions that "
-            "`update --method` made with iql, cql or bcq.",
+            "`update --method` made with iql, cql, bcq, combo or airl.",
         ),
     ] = False,
     cors: Annotated[
