@@ -114,8 +114,8 @@ class ValueFollower:
             name = published[name].parent or ""
         raise RewardError(
             f"nothing says what answers of {revision} are worth: neither it nor an ancestor was "
-            "made by `agentpref update --method` with iql, cql, bcq, combo or airl; or it was pruned, "
-            "or a removal deleted this"
+            "made by `agentpref update --method` with iql, cql, bcq, combo or airl; or it was "
+            "pruned, or a removal deleted this"
         )
 
 

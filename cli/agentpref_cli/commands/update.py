@@ -120,8 +120,8 @@ def update(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Learn from what whole conversations earned: iql, awr, cql, bcq, mopo, combo, airl, "
-            "filtered-bc or trajectory-dpo [default: preferences].",
+            help="Learn from what whole conversations earned: iql, awr, cql, bcq, mopo, combo, "
+            "airl, filtered-bc or trajectory-dpo [default: preferences].",
             show_default=False,
         ),
     ] = None,
