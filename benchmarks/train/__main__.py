@@ -9,9 +9,11 @@ estimate is printed first). It can be run in pieces and goes on where it was bro
     python -m benchmarks.train --work DIR --arithmetic      share of the plain GEMM rate only
     python -m benchmarks.train --work DIR --gpu             0.5 B and 1.5 B models on a GPU
 
-For each model and workload a gate comes first: in float32 both arms must give the same loss and
-margin at every step and the same LoRA weights, else nothing is timed and the exit code is 1. The
-last line is one JSON object; progress goes to stderr. TRL comes with the extra ``dev``.
+Three arms do the same job: ours, a careful loop over peft (``careful.py``), and TRL, tuned and
+stock; all have the same allocator settings. For each model and workload a gate comes first: in
+float32 all arms must give the same loss and margin at every step and the same LoRA weights, else
+nothing is timed and the exit code is 1. The last line is one JSON object; progress goes to stderr.
+TRL comes with the extra ``dev``.
 """
 
 from __future__ import annotations
@@ -75,12 +77,16 @@ def race(
         figures[model] = {}
         for workload in workloads:
             say(f"{model} ({parameters / 1e6:.1f} M parameters), {workload}")
-            difference = speed.check(bench, model, workload)
-            say(f"  gate: {difference}")
-            found: dict[str, Any] = {"gate": {**asdict(difference), "holds": difference.holds}}
-            if difference.holds and bench.rounds:
+            apart = dict(zip(("TRL", "careful"), speed.check(bench, model, workload), strict=True))
+            for arm, difference in apart.items():
+                say(f"  gate, {arm}: {difference}")
+            holds = all(difference.holds for difference in apart.values())
+            found: dict[str, Any] = {
+                "gate": {"holds": holds, **{arm: asdict(one) for arm, one in apart.items()}}
+            }
+            if holds and bench.rounds:
                 found |= speed.measure(bench, model, workload)
-            same = same and difference.holds
+            same = same and holds
             figures[model][workload] = found
     print_table(figures)
     return figures, same
@@ -89,8 +95,9 @@ def race(
 def print_table(figures: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
     """What was measured, for people."""
     print(
-        f"{'model':6} {'workload':9} {'pairs':>5} {'ours s':>7} {'tuned':>7} {'stock':>7} "
-        f"{'× tuned':>7} {'× stock':>7} {'ours MB':>8} {'tuned':>7} {'by tuned':>8}"
+        f"{'model':6} {'workload':9} {'pairs':>5} {'ours s':>7} {'CPU s':>7} {'loop s':>7} "
+        f"{'tuned':>7} {'stock':>7} {'× loop':>7} {'× tuned':>7} {'× stock':>7} {'ours MB':>8} "
+        f"{'tuned':>7} {'by tuned':>8}"
     )
     for model, by_workload in figures.items():
         for workload, f in by_workload.items():
@@ -103,8 +110,9 @@ def print_table(figures: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> None:
                 for name, digits in (("stock_s", 1), ("faster_than_stock", 2))
             )
             print(
-                f"{model:6} {workload:9} {f['pairs']:5} {f['ours_s']:7.1f} {f['tuned_s']:7.1f} "
-                f"{stock:>7} {f['faster_than_tuned']:7.2f} {than_stock:>7} "
+                f"{model:6} {workload:9} {f['pairs']:5} {f['ours_s']:7.1f} {f['ours_cpu_s']:7.1f} "
+                f"{f['careful_s']:7.1f} {f['tuned_s']:7.1f} {stock:>7} "
+                f"{f['faster_than_careful']:7.2f} {f['faster_than_tuned']:7.2f} {than_stock:>7} "
                 f"{f['ours_mb']:8.0f} {f['tuned_mb']:7.0f} {f['memory_by_tuned']:8.2f}"
             )
 

@@ -1,4 +1,4 @@
-"""Our arm and TRL's, stock and tuned, in turn, on every model and workload: time and memory.
+"""Our arm, a careful loop and TRL, tuned and stock, in turn, on every model and workload.
 
 First the gate, on a few batches in float32; then TRL's best setting is searched for; then the arms
 run interleaved, so that a machine that slows down slows all of them. Ratios are taken within a
@@ -18,7 +18,7 @@ from benchmarks._report import Target, at_least, at_most
 from benchmarks.train import gate, jobs, runs
 from benchmarks.train.runs import Ledger, Machine, Run, say
 
-ARMS = ("ours", "tuned", "stock")
+ARMS = ("ours", "careful", "tuned", "stock")
 
 
 class Size(NamedTuple):
@@ -130,6 +130,13 @@ class Bench:
         module = "benchmarks.train.ours"
         return self.ledger.once(name, lambda: runs.run(module, arguments, out, self.machine))
 
+    def careful(self, name: str, job: Path, *arguments: object) -> Run:
+        """Run the careful loop, or know what it took."""
+        out, module = self.out(name), "benchmarks.train.careful"
+        return self.ledger.once(
+            name, lambda: runs.run(module, [job, out, *arguments], out, self.machine)
+        )
+
     def theirs(self, name: str, job: Path, *arguments: object) -> Run:
         """Run TRL's arm, or know what it took."""
         out, module = self.out(name), "benchmarks.train.trl_arm"
@@ -144,15 +151,19 @@ def estimate(models: Sequence[str], workloads: Sequence[str], rounds: int) -> fl
     return one * (rounds + 3) / 60
 
 
-def check(bench: Bench, model: str, workload: str) -> gate.Difference:
-    """Have both arms do a short job in float32, and compare."""
+def check(bench: Bench, model: str, workload: str) -> tuple[gate.Difference, gate.Difference]:
+    """Have all arms do a short job in float32, and compare TRL and the careful loop with ours."""
     size = SIZES[model][workload]
     job = bench.job("gate", model, workload, size.gate_pairs, size.gate_batch)
-    names = [f"gate/{model}/{workload}/{size.gate_pairs}/{arm}" for arm in ("ours", "trl")]
+    names = [f"gate/{model}/{workload}/{size.gate_pairs}/{a}" for a in ("ours", "trl", "careful")]
     ours = bench.ours(names[0], job, "float32")
     theirs = bench.theirs(names[1], job, "--row", "tuned", "--dtype", "float32", "--micro", 1)
-    a, b = (bench.out(name) for name in names)
-    return gate.compare(a, b, job, [ours.result, theirs.result])
+    loop = bench.careful(names[2], job, "--dtype", "float32", "--micro", 1)
+    a, b, c = (bench.out(name) for name in names)
+    return (
+        gate.compare(a, b, job, [ours.result, theirs.result]),
+        gate.compare(a, c, job, [ours.result, loop.result]),
+    )
 
 
 def best_setting(
@@ -177,6 +188,7 @@ def measure(bench: Bench, model: str, workload: str) -> dict[str, Any]:
         name = f"{stem}/{{}}/{number}".format
         took = {
             "ours": bench.ours(name("ours"), job, bench.dtype),
+            "careful": bench.careful(name("careful"), job, "--dtype", bench.dtype),
             "tuned": bench.theirs(name("tuned"), job, "--dtype", dtype, "--micro", micro),
         }
         if bench.stock_rounds is None or number < bench.stock_rounds:
@@ -204,6 +216,7 @@ def summary(rounds: Sequence[Mapping[str, Run]], *, gpu: bool) -> dict[str, Any]
             continue
         figures[f"{arm}_rounds"] = len(found)
         figures[f"{arm}_s"] = _median(took[arm].wall_s for took in found)
+        figures[f"{arm}_cpu_s"] = _median(took[arm].cpu_s for took in found)
         figures[f"{arm}_work_s"] = _median(_work(took[arm]) for took in found)
         figures[f"{arm}_mb"] = _median(_memory(took[arm], gpu) for took in found)
         figures[f"{arm}_setting"] = found[0][arm].result["setting"]
@@ -213,10 +226,11 @@ def summary(rounds: Sequence[Mapping[str, Run]], *, gpu: bool) -> dict[str, Any]
 
 
 def _ratios(arm: str, rounds: Sequence[Mapping[str, Run]], gpu: bool) -> dict[str, float]:
-    """One of TRL's arms beside ours, within each round."""
+    """Another arm beside ours, within each round."""
     times = [(took[arm], took["ours"]) for took in rounds]
     return {
         f"faster_than_{arm}": _median(a.wall_s / b.wall_s for a, b in times),
+        f"cpu_less_than_{arm}": _median(a.cpu_s / max(1e-9, b.cpu_s) for a, b in times),
         f"work_faster_than_{arm}": _median(_work(a) / _work(b) for a, b in times),
         f"memory_by_{arm}": _median(_memory(b, gpu) / max(1.0, _memory(a, gpu)) for a, b in times),
     }
