@@ -570,14 +570,14 @@ def test_a_live_revision_with_edited_files_is_refused(served: Served, registry: 
     registry.promote(served.names[0])
     spoil(registry.get(served.names[0]), lambda t: t[next(iter(t))].add_(1))
     with pytest.raises(InvalidAdapter, match=WEIGHTS):
-        open_router(registry.home.path, served.base)
+        open_router(registry.home.path, served.base, precision="float32")
 
 
 def test_open_router_serves_the_live_revision_and_closes_its_backend(
     served: Served, registry: Registry
 ) -> None:
     registry.promote(served.names[2])
-    with open_router(registry.home.path, served.base) as router:
+    with open_router(registry.home.path, served.base, precision="float32") as router:
         reply = router.generate(ask("hello"))
     with pytest.raises(BackendClosed):
         router.backend.generate(BASE, ask("hello"))
@@ -589,20 +589,20 @@ def test_open_router_serves_the_live_revision_and_closes_its_backend(
 def test_open_router_follows_promotions_of_other_processes(
     served: Served, registry: Registry
 ) -> None:
-    with open_router(registry.home, served.base, follow=0.01) as router:
+    with open_router(registry.home, served.base, precision="float32", follow=0.01) as router:
         registry.promote(served.names[1])
         for _ in range(6000):
             reply = router.generate(ask("hello", max_tokens=1))
             if reply.revision == served.names[1]:
                 break
         assert reply.revision == served.names[1]
-    with open_router(registry.home, served.base, follow=None) as router:
+    with open_router(registry.home, served.base, precision="float32", follow=None) as router:
         registry.promote(served.names[0])
         assert router.generate(ask("hello", max_tokens=1)).revision == served.names[1]
         router.sync()
         assert router.generate(ask("hello", max_tokens=1)).revision == served.names[0]
     with pytest.raises(ConfigError, match="above 0"):
-        open_router(registry.home, served.base, follow=0)
+        open_router(registry.home, served.base, precision="float32", follow=0)
     assert find_pins(registry.home.pins) == []
 
 
@@ -621,7 +621,7 @@ def test_a_loaded_revision_answers_as_before_when_its_file_is_overwritten_and_tr
     served: Served, tmp_path: Path
 ) -> None:
     home = shutil.copytree(served.home, tmp_path / "home")
-    with open_router(home, served.base, follow=None) as router:
+    with open_router(home, served.base, precision="float32", follow=None) as router:
         router.activate(served.names[0])
         expected = router.generate(ask(PROMPTS[0])).token_ids
         wipe(router.registry.get(served.names[0]).path / WEIGHTS)

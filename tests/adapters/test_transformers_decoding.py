@@ -77,7 +77,8 @@ def check_evaluation(base: str, served: Served, replies: dict[str, list[Reply]])
     learner = Learner(load_base(base), read_adapter(get(served).path), UpdateConfig())
     prompts = [encode_prompt(Prompt("", chat), learner.base.template) for chat in CHATS]
     for policy, name in (("live", served.names[0]), ("candidate", served.names[0]), ("base", BASE)):
-        found = probes.generations(learner, policy, prompts, limit=LIMIT)  # type: ignore[arg-type]
+        writing = [probes.Writing(prompts, LIMIT)]
+        (found,) = probes.generations(learner, policy, writing)  # type: ignore[arg-type]
         tokens = [reply.token_ids for reply in replies[name]]
         assert found.mean_length == sum(map(len, tokens)) / len(tokens)
         assert found.distinct_2 == distinct_n(tokens, 2)
@@ -135,7 +136,8 @@ def test_the_templates_end_of_turn_ends_an_answer_where_it_is_not_the_tokenizers
     follow(base.model, script)
     learner = Learner(base, None, UpdateConfig())
     prompts = [encode_prompt(Prompt("", chat), learner.base.template) for chat in CHATS[:1]]
-    found = probes.generations(learner, "candidate", prompts, limit=len(script))
+    writing = [probes.Writing(prompts, len(script))]
+    (found,) = probes.generations(learner, "candidate", writing)
     assert (found.mean_length, found.endless) == (3, 0)
 
     backend = TransformersBackend(folder, precision="float32")

@@ -139,7 +139,7 @@ def test_a_model_that_knows_no_tools_is_named(served: Served, tmp_path: Any) -> 
     base.tokenizer.chat_template = template.replace(
         "for call in message.tool_calls or []", "for call in []"
     )
-    backend = TransformersBackend(base, precision="float32")
+    backend = TransformersBackend(base)
     try:
         with pytest.raises(GenerationFailed, match=r"cannot be held to this answer.*tool calls"):
             backend.generate(BASE, called())

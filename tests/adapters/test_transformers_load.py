@@ -272,7 +272,7 @@ def test_training_in_another_process_of_the_same_home_does_not_disturb_serving(
     registry.promote(served.names[0])
     command = [sys.executable, "-W", "ignore", "-c", TRAINING, str(registry.home.path), served.base]
     with (
-        open_router(registry.home, served.base) as router,
+        open_router(registry.home, served.base, precision="float32") as router,
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as training,
     ):
         while training.poll() is None:

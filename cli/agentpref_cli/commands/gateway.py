@@ -14,12 +14,12 @@ from urllib.parse import urlsplit
 
 import typer
 
-from agentpref.config import Precision
 from agentpref.errors import ConfigError, MissingDependency
 from agentpref_cli import options
 from agentpref_cli.terminal import GOOD, WARN, moment, print_result, say, table, warn
 
 if TYPE_CHECKING:
+    from agentpref.config import Precision
     from agentpref.home import Home
     from agentpref.serve.backend import ServingBackend
     from agentpref_adapters.gateway import Gateway
@@ -133,6 +133,7 @@ def gateway(
     """
     if context.invoked_subcommand is not None:
         return
+    from agentpref.config import Precision
     from agentpref.home import Home
     from agentpref_adapters.gateway import Access, Gateway, Keys, create_app
 

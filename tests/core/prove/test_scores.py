@@ -128,9 +128,9 @@ def probed(monkeypatch):
     asked = []
     generate = probes.generations
 
-    def noted(learner, policy, prompts, **options):
-        asked.append((policy, prompts, options.get("temperature")))
-        return generate(learner, policy, prompts, **options)
+    def noted(learner, policy, writings):
+        asked.extend((policy, one.prompts, one.temperature) for one in writings)
+        return generate(learner, policy, writings)
 
     monkeypatch.setattr(probes, "generations", noted)
     return asked
@@ -142,14 +142,14 @@ def test_each_prompt_is_probed_once_and_never_more_than_enough(
     twice = [*held_out, *(pair_of(n, "yes, it is") for n in range(100, 112))]
     gather(taught("yes"), twice)
     assert [(policy, t) for policy, _, t in probed] == [
-        ("live", None),
-        ("candidate", None),
+        ("live", 0.0),
         ("live", 0.7),
+        ("candidate", 0.0),
         ("candidate", 0.7),
     ]
-    first, second, *drawn = (prompts for _, prompts, _ in probed)
-    assert first == second, "both answer the same prompts"
-    assert drawn[0] == drawn[1] == first[: probes.SAMPLED]
+    first, drawn, *second = (prompts for _, prompts, _ in probed)
+    assert [first, drawn] == second, "both answer the same prompts"
+    assert drawn == first[: probes.SAMPLED]
     learner = taught("yes")
     assert sorted(first) == sorted(row.prompt for row in learner.encode(held_out))
     monkeypatch.setattr(probes, "PROBES", 5)
