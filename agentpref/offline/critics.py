@@ -163,13 +163,15 @@ class Critic:
     """The columns of states ``[S, ·]`` and answers ``[C, ·]``, and fits on them.
 
     ``answers`` and ``states`` are the bases, which read other conversations as well. ``ridge`` is
-    the penalty of each fit.
+    the penalty of each fit, and ``explained`` the share of the variance of returns, in threads that
+    were left out, that answers tell of with it: 0 or less is what their mean tells.
     """
 
     data: Decisions
     states: Basis
     answers: Basis
     ridge: float
+    explained: float
     psi: Numbers = field(repr=False)
     phi: Numbers = field(repr=False)
 
@@ -180,11 +182,11 @@ class Critic:
         for width in WIDTHS:
             answers = Basis.of(data.answer, width)
             phi = answers(data.answer)
-            error, ridge = _best_ridge(data, phi)
-            tried.append((error, -width, ridge, answers, phi))
-        _, width, ridge, answers, phi = min(tried, key=lambda one: one[:2])
+            unexplained, ridge = _best_ridge(data, phi)
+            tried.append((unexplained, -width, ridge, answers, phi))
+        unexplained, width, ridge, answers, phi = min(tried, key=lambda one: one[:2])
         states = Basis.of(data.turn, -width)
-        return cls(data, states, answers, ridge, states(data.turn), phi)
+        return cls(data, states, answers, ridge, 1 - unexplained, states(data.turn), phi)
 
     def fit(self, columns: Numbers, target: Numbers, weight: Numbers) -> Numbers:
         """Ridge regression of a target, ``[m]`` or ``[m, k]``, on columns: the coefficients."""
@@ -228,12 +230,12 @@ class Critic:
 def _best_ridge(data: Decisions, phi: Numbers) -> tuple[float, float]:
     """The penalty with which the returns of threads that were left out are told best.
 
-    It comes second, and the error with it first.
+    It comes second, and the share of their variance that is not told with it first.
     """
     import numpy as np
 
     rows, returns, parts = phi[data.taken], data.returns(), data.thread % FOLDS
-    errors = np.zeros(len(RIDGES))
+    errors, variance = np.zeros(len(RIDGES)), 0.0
     for part in range(FOLDS):
         fitted, left = parts != part, parts == part
         if not fitted.any() or not left.any():
@@ -241,10 +243,12 @@ def _best_ridge(data: Decisions, phi: Numbers) -> tuple[float, float]:
         weight = data.weight[fitted]
         weighed = rows[fitted] * weight[:, None]
         square, target = weighed.T @ rows[fitted], weighed.T @ returns[fitted]
+        mean = np.average(returns[fitted], weights=weight)
+        variance += data.weight[left] @ (returns[left] - mean) ** 2
         for number, ridge in enumerate(RIDGES):
             theta = np.linalg.solve(square + _penalty(rows, weight, ridge), target)
             errors[number] += data.weight[left] @ (rows[left] @ theta - returns[left]) ** 2
-    return float(errors.min()), RIDGES[int(errors.argmin())]
+    return float(errors.min() / variance) if variance > 0 else 0.0, RIDGES[int(errors.argmin())]
 
 
 def _penalty(columns: Numbers, weight: Numbers, ridge: float) -> Numbers:

@@ -95,7 +95,9 @@ def prove(
         before, after = planned(critic, columns, layout.data.weight * counts)
         apart.append(after - before)
     error = float(np.std(apart))
-    return ValueEvidence(live, candidate, error, conversations, strange[1], strange[0])
+    return ValueEvidence(
+        live, candidate, error, conversations, strange[1], strange[0], critic.explained
+    )
 
 
 def unlike(logged: NDArray[Any], said: NDArray[Any]) -> float:

@@ -91,7 +91,8 @@ class ValueEvidence:
 
     ``error`` is the standard error of ``candidate`` less ``live``, over conversations.
     ``unsupported`` and ``unsupported_live`` are the shares of what the candidate and live say that
-    are like no logged answer, so that the log does not tell what they earn.
+    are like no logged answer, so that the log does not tell what they earn. ``explained`` is the
+    share of the variance of returns that answers tell of in conversations that were left out.
     """
 
     live: float
@@ -100,6 +101,7 @@ class ValueEvidence:
     conversations: int
     unsupported: float = 0.0
     unsupported_live: float = 0.0
+    explained: float = 1.0
 
     @property
     def gain(self) -> float:

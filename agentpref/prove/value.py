@@ -28,6 +28,9 @@ MOST_UNSUPPORTED = 0.1
 EARNED = "logged thumbs"
 """The name of the check of what logged answers say."""
 
+LEAST_EXPLAINED = 0.1
+"""Where answers tell less of what conversations come to, no policy's answers are known by them."""
+
 _NOTHING = 1e-6  # values that differ by less are the same
 
 
@@ -87,6 +90,12 @@ def refusal(found: ValueEvidence) -> str:
                 f"{share:.0%} of what {who} would say is like no logged answer, so the log does "
                 "not tell what it earns: try it as a canary, and log what comes of it"
             )
+    if found.explained < LEAST_EXPLAINED:
+        return (
+            f"answers tell {max(0.0, found.explained):.0%} of what held-out conversations come to "
+            f"(at least {LEAST_EXPLAINED:.0%}), so the log does not tell whose are better: collect "
+            "more, or try it as a canary"
+        )
     if not all(map(math.isfinite, (found.live, found.candidate, found.error))):
         return "the value is no finite number: look at the rewards"
     return ""

@@ -258,3 +258,13 @@ def test_the_penalty_is_the_one_that_tells_threads_best_that_were_left_out() -> 
     noise = replace(data, answer=source.normal(size=(len(data.answer), 200)))
     alone = replace(noise, after=np.full(len(data), -1), reward=source.normal(size=len(data)))
     assert Critic.on(alone).ridge == max(critics.RIDGES)
+
+
+def test_what_answers_tell_is_measured_on_threads_that_were_left_out() -> None:
+    assert Critic.on(logged(0)).explained > 0.5
+    data, source = logged(0), np.random.default_rng(0)
+    blind = replace(data, answer=source.normal(size=(len(data.answer), 30)))
+    alone = replace(blind, after=np.full(len(data), -1), reward=source.normal(size=len(data)))
+    assert Critic.on(alone).explained < 0.05
+    flat = replace(alone, reward=np.ones(len(data)))
+    assert Critic.on(flat).explained == 1.0, "there is nothing to tell"

@@ -56,6 +56,8 @@ def test_each_look_asks_for_more() -> None:
         (found(conversations=FEWEST - 1), "19 held-out conversations, of at least 20"),
         (found(unsupported=0.2), "20% of what the candidate would say is like no logged answer"),
         (found(unsupported_live=0.5), "50% of what live would say is like no logged answer"),
+        (found(explained=0.05), "answers tell 5% of what held-out conversations come to"),
+        (found(explained=-0.3), "answers tell 0% of what held-out conversations come to"),
         (found(candidate=math.nan), "no finite number"),
         (found(error=math.nan), "no finite number"),
     ],
