@@ -44,6 +44,7 @@ PATIENCE, MOST_PATIENCE = 2.0, 30.0
 
 _IDLE = 0.05  # threads that run less than this share of one core tell nothing
 _MOST_SPARE = 16  # where a container limits its threads, libgomp ends the process at the limit
+_PROCESS = os.getpid()
 _PAUSE_SOFT = 1  # of OpenMP 5.0: settings stay
 _SHORT_SPIN = "1000"  # about 30 microseconds
 _PROC = Path("/proc")
@@ -169,7 +170,9 @@ def disband() -> None:
     takes 1.7 times as long.
     """
     torch = sys.modules.get("torch")
-    library = None if torch is None else _libgomp(torch)
+    # After a fork the team's threads are not there, and OpenMP would wait for them without end.
+    is_forked = os.getpid() != _PROCESS
+    library = None if torch is None or is_forked else _libgomp(torch)
     if library is not None and hasattr(library, "omp_pause_resource_all"):  # GCC 9 and later
         library.omp_pause_resource_all(_PAUSE_SOFT)
 

@@ -49,6 +49,10 @@ if TYPE_CHECKING:
     from agentpref.serve.backend import Revision
 
 
+LARGEST = 1e9
+"""The most that a conversation may earn, or lose: beyond, sums of squares lose what is small."""
+
+
 @dataclass
 class Offline(Groundwork):
     """An update that learns from conversations, while it runs."""
@@ -160,6 +164,17 @@ class Offline(Groundwork):
                 "(--reward)"
             )
         worth = [trace.value(self.config.offline.gamma) for trace in logged.traces]
+        if (most := max(map(abs, worth))) > LARGEST:
+            return "nothing_usable", (
+                f"a conversation earned or lost {most:.3g}, and more than {LARGEST:g} cannot be told from "
+                f"less: correct that score, or give its key a small weight ({keys})"
+            )
+        if load_method(self.config.method).follows and max(worth) <= 0:
+            return "nothing_usable", (
+                f"{self.config.method} learns from demonstrations, which are conversations whose "
+                f"rewards come to more than 0, and none of {len(worth)} does: name the key of a "
+                f"score that marks them ({keys})"
+            )
         is_flat = max(worth) - min(worth) <= 1e-12 * max(map(abs, worth))
         if is_flat and load_method(self.config.method).compares:
             return "nothing_usable", (

@@ -58,6 +58,9 @@ class Method:
     draws: ClassVar[bool] = False
     """Whether it compares answers that live would give with the logged ones."""
 
+    follows: ClassVar[bool] = False
+    """Whether it learns only from conversations that came to more than nothing."""
+
     compares: ClassVar[bool] = True
     """Whether it learns nothing where all conversations were worth the same."""
 

@@ -33,6 +33,7 @@ class AIRL(Method):
 
     reads = IQL.reads | {"draws"}
     draws = True
+    follows = True
     compares = False
 
     def __call__(self, critic: Critic) -> Lesson:
@@ -45,9 +46,8 @@ class AIRL(Method):
         shown = data.totals() > 0
         if not shown.any():
             raise ConfigError(
-                "airl learns from demonstrations, which are conversations whose rewards come to "
-                "more than 0, and none does; name the key of a score that marks them "
-                "(offline.rewards, --reward KEY)"
+                "all demonstrations, conversations whose rewards come to more than 0, are held "
+                "out, to prove what others train; collect more"
             )
         learned = replace(data, reward=demonstrated(critic, shown))
         return IQL(self.settings)(replace(critic, data=learned))

@@ -391,3 +391,26 @@ def test_whoever_shared_the_cores_leaves_no_team_behind(unset, monkeypatch):
     with sharing():
         assert not ended
     assert ended == [threading.get_ident()]
+
+
+FORKED = """
+import os, sys, torch
+from agentpref.models.threads import disband, sharing
+
+torch.set_num_threads(2)
+torch.ones(3_000_000).exp()
+child = os.fork()
+if child == 0:
+    disband()
+    with sharing():
+        pass
+    os._exit(7)
+_, status = os.waitpid(child, 0)
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_does_not_wait_for_the_team_of_its_parent(unset):
+    found = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], timeout=60)
+    assert found.returncode == 7

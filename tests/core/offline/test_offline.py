@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -154,6 +155,28 @@ def test_where_all_earned_the_same_nothing_is_trained_but_by_cloning(tmp_path: P
     few = replace(CONFIG, offline=replace(CONFIG.offline, conversations=7))
     report = agentpref.update(tmp_path / "home", model="tiny", config=few)
     assert "all 7 conversations earned -1" in report.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("method", "scores", "why"),
+    [
+        ("mopo", (0.0, 1e300), r"a conversation earned or lost 1e\+300, and more than 1e\+09"),
+        ("iql", (0.0, -1e10), r"a conversation earned or lost 1e\+10, and more than 1e\+09"),
+        ("airl", (0.0, -1.0), "learns from demonstrations.*none of 30 does: name the key"),
+    ],
+)
+def test_rewards_that_a_method_can_do_nothing_with_are_named_before_any_work(
+    tmp_path: Path, method: str, scores: tuple[float, float], why: str
+) -> None:
+    Home.create(tmp_path / "home")
+    with Log(tmp_path / "home") as log:
+        for number in range(30):
+            run = log.record([asked(number)], GOOD, model="tiny", thread_id=f"t{number}")
+            log.feedback(run, key="won", score=scores[number % 2], source="code")
+    config = replace(CONFIG, method=method)
+    report = agentpref.update(tmp_path / "home", model="tiny", config=config)
+    assert report.verdict == "nothing_usable"
+    assert re.search(why, report.notes[-1])
 
 
 def test_what_was_learned_is_known_by_the_method_and_settings_that_learned_it(
