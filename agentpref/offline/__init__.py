@@ -166,8 +166,8 @@ class Offline(Groundwork):
         worth = [trace.value(self.config.offline.gamma) for trace in logged.traces]
         if (most := max(map(abs, worth))) > LARGEST:
             return "nothing_usable", (
-                f"a conversation earned or lost {most:.3g}, and more than {LARGEST:g} cannot be told "
-                f"from less: correct that score, or give its key a small weight ({keys})"
+                f"a conversation earned or lost {most:.3g}, and more than {LARGEST:g} cannot be "
+                f"told from less: correct that score, or give its key a small weight ({keys})"
             )
         if load_method(self.config.method).follows and max(worth) <= 0:
             return "nothing_usable", (
