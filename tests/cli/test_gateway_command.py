@@ -108,6 +108,11 @@ def test_keys_are_made_shown_once_listed_and_removed(tmp_path):
         (("--upstream", "http://"), "give its address"),
         (("--upstream", "http://x/v1", "--cors", "chat.example"), "the scheme and the host"),
         (("--upstream", "http://x/v1", "--proxy", "nginx"), "give the proxy's address"),
+        (
+            ("--upstream", "http://127.0.0.1:9/v1", "--precision", "float32"),
+            "--precision is how this process holds --model",
+        ),
+        (("--model", "tiny", "--precision", "float8"), "must be one of auto, float32, bfloat16"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_is_loaded(tmp_path, arguments, message):
@@ -198,3 +203,22 @@ def test_headers_without_end_are_refused(tmp_path):
             status = 400
         assert status == 400
         assert httpx.get(f"{url}/health").json()["status"] == "failing"
+
+
+def test_the_model_is_held_in_the_precision_that_is_asked_for(monkeypatch) -> None:
+    """A gateway's engine; the default is that of an update."""
+    from agentpref_adapters import transformers
+    from agentpref_cli.commands import gateway
+
+    held = []
+
+    class Backend:
+        decode = None
+
+        def __init__(self, model, *, precision):
+            held.append(precision)
+
+    monkeypatch.setattr(transformers, "TransformersBackend", Backend)
+    for precision in ("float32", None):
+        gateway._engine("tiny", (), 1.0, precision)
+    assert held == ["float32", None]
