@@ -16,12 +16,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import orjson
 
 from agentpref.config import Precision
-from agentpref.errors import MissingDependency, ModelNotFound, UnsupportedModel
+from agentpref.errors import ConfigError, MissingDependency, ModelNotFound, UnsupportedModel
 from agentpref.home import reading
 from agentpref.models import loading
 from agentpref.models.template import ChatTemplate
@@ -120,7 +120,8 @@ def load_base(
     what identifies the base.
 
     Raises:
-        ConfigError: the chat template does not read one of ``chat_template_kwargs``.
+        ConfigError: the precision is none, or the chat template does not read one of
+            ``chat_template_kwargs``.
         MissingDependency: torch, transformers or what a precision needs is not installed.
         ModelNotFound: the name resolves to nothing.
         UnsupportedModel: the model has no chat template or no safetensors, is not a causal language
@@ -283,9 +284,13 @@ def choose_precision(asked: Precision | Literal["stored"], *, gpu: bool) -> Held
     """Choose a precision; ``"auto"`` is bfloat16 where that is native, else float32.
 
     Raises:
+        ConfigError: it is none.
         MissingDependency: 4 bits need bitsandbytes.
         UnsupportedModel: 4 bits need a GPU.
     """
+    if asked not in (*get_args(Precision), "stored"):
+        allowed = ", ".join(get_args(Precision))
+        raise ConfigError(f"precision is {asked!r}, but must be one of {allowed}")
     if asked == "auto":
         return "bfloat16" if native_bfloat16(gpu=gpu) else "float32"
     if asked == "4bit" and not gpu:

@@ -251,13 +251,10 @@ def _groups(model: Any, lengths: Sequence[int]) -> list[list[int]]:
     point is continued alone.
     """
     point, groups = turning_point(model), list[list[int]]()
-    longest = 0
     for number in sorted((n for n, length in enumerate(lengths) if length <= point),
                          key=lambda n: lengths[n]):  # fmt: skip
-        longest = max(longest, lengths[number])
-        if not groups or (len(groups[-1]) + 1) * longest > _TOGETHER:
+        if not groups or (len(groups[-1]) + 1) * lengths[number] > _TOGETHER:
             groups.append([])
-            longest = lengths[number]
         groups[-1].append(number)
     groups = [sorted(group) for group in groups]
     return groups + [[number] for number, length in enumerate(lengths) if length > point]

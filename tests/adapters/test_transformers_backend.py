@@ -677,6 +677,13 @@ def test_a_model_that_is_named_is_held_as_an_update_holds_it(
         TransformersBackend(backend.base, precision="bfloat16")
 
 
+def test_a_precision_that_is_none_is_named(random_base: Path) -> None:
+    with pytest.raises(
+        ConfigError, match="precision is 'float8', but must be one of auto, float32"
+    ):
+        TransformersBackend(str(random_base), precision="float8")  # type: ignore[arg-type]
+
+
 def test_a_router_holds_its_model_as_it_is_told(served: Served) -> None:
     with open_router(served.home, served.base, precision="bfloat16", follow=None) as router:
         assert router.backend.base.precision == "bfloat16"  # type: ignore[attr-defined]
