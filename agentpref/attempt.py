@@ -18,6 +18,7 @@ from agentpref.errors import TrainingDiverged
 from agentpref.learn import checkpoint as checkpoints
 from agentpref.learn.checkpoint import Checkpoint
 from agentpref.learn.data import Available, UpdateRows, prepare
+from agentpref.learn.losses import load_loss
 from agentpref.learn.process import Interrupts
 from agentpref.learn.resume import StartedUpdate
 from agentpref.models.threads import Share
@@ -174,6 +175,7 @@ class Bench:
                 proof.result.checks,
                 *of_new,
                 can_refit=self.live is not None and bool(self.config.replay.minimum),
+                can_imitate=self._can_imitate(tried.rows),
                 confidence=confidence,
                 odd=proof.odd,
             )
@@ -199,6 +201,10 @@ class Bench:
     @property
     def _confidence(self) -> float:
         return self.config.gate.confidence
+
+    def _can_imitate(self, rows: UpdateRows) -> bool:
+        reads = getattr(load_loss(self.config.loss.kind), "reads", frozenset[str]())
+        return "nll" in reads and any(not row.example.lone for row in rows.new)
 
     def _has_time(self, tried: Tried, following: Plan, seconds: float) -> bool:
         """Whether the time that is left lets another attempt end, if it costs as much by row."""
@@ -269,6 +275,7 @@ class Bench:
                 rows.trained,
                 new=len(rows.new),
                 longer=plan.longer,
+                imitation=plan.imitation,
                 checkpoint=self.checkpoint,
                 limits=limits,
             )
@@ -366,6 +373,7 @@ def _told(tried: Tried) -> dict[str, Any]:
         "attempt": plan.number,
         "start": plan.start,
         "longer": plan.longer,
+        "imitation": plan.imitation,
         "without": [*plan.without],
         "odd": sorted(proof.odd),
         "verdict": proof.result.verdict,

@@ -10,8 +10,10 @@
    judges or of people, or those that an earlier update tried already. They are at fault if live was
    proven to be better about their held-out ones; if what live knew in their tag was lost; or if the
    candidate neither gained on them nor is right about them, as with labels thrown by a coin.
-5. If nothing failed but that what people ask for is not written, or that it is ranked no better
-   either, the next attempt trains longer: from live, :data:`LONGER` times as many epochs.
+5. If nothing failed but that what people ask for is not written, that its calls of tools are
+   broken, or that it is ranked no better either, the next attempt imitates what was chosen: the
+   weight of its NLL is :data:`IMITATION`. If that is not enough, or there is nothing to imitate
+  , it trains :data:`LONGER` times as many epochs, too.
 6. If new judgements of a tag contradict what live has learned, and no candidate that had to keep
    that passed, the next attempt is without the old evidence (a :class:`Turn`).
 7. If nothing failed but that too little is proven, and a part of the new examples dilutes a gain
@@ -28,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from agentpref.learn.data import Available
 from agentpref.prefer.strata import Listed
+from agentpref.prove.behaviour import TOOL_CALLS
 from agentpref.prove.bootstrap import Paired
 from agentpref.prove.drift import by_prompt, more_than_chance
 from agentpref.prove.results import CheckResult, GateResult
@@ -42,12 +45,18 @@ if TYPE_CHECKING:
 MOST = 3
 """The most attempts of one update."""
 
+IMITATION = 5.0
+"""The least weight α of the chosen answers' NLL after an attempt that ranked and did not write.
+
+A preference loss is content once a rejected answer is unlikely, whatever is written instead."""
+
 LONGER = 3
-"""How many times as long an attempt trains after one that ranked and did not write."""
+"""How many times as long an attempt trains where imitation did not help."""
 
 FEWEST = 8
 """With fewer held-out prompts, hardly anything can be shown of a group: it is not at fault."""
 
+_NOT_WRITTEN = frozenset({WRITTEN, TOOL_CALLS})
 _KL, _RETENTION = "KL", "retention of "
 _JUDGES = "judges"
 _GAIN = "new preferences"
@@ -91,7 +100,10 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """One attempt: what it starts from, how many times as long it trains, what it is without.
+    """One attempt: what it starts from, whether it imitates, for how long, what it is without.
+
+    ``imitation`` is the least weight of the chosen answers' NLL, whatever the settings say, and
+    ``longer`` how many times as many epochs it trains.
 
     ``looks`` counts the candidates that the attempts before might have led to, beside this one: a
     proof on the same held-out judgements must pay for as many. Of the last one of these attempts,
@@ -107,6 +119,7 @@ class Plan:
     start: Literal["live", "base"] = "live"
     longer: int = 1
     looks: int = 0
+    imitation: float = field(default=0.0, kw_only=True)
     choices: int = field(default=1, kw_only=True)
     waits: frozenset[str] = field(default=frozenset(), kw_only=True)
     aside: frozenset[str] = frozenset()
@@ -138,8 +151,10 @@ class Plan:
         """Plain values to keep with the state of its training."""
         sets = {name: sorted(getattr(self, name)) for name in _SETS}
         lists = {name: [*getattr(self, name)] for name in _LISTS}
-        numbers = {"attempt": self.number, "looks": self.looks, "longer": self.longer}
+        numbers: dict[str, float] = {"attempt": self.number, "looks": self.looks}
+        numbers["longer"] = self.longer
         numbers["choices"] = self.choices
+        numbers["imitation"] = self.imitation
         return numbers | {"start": self.start, "turn": self.turn.freeze()} | sets | lists
 
     @classmethod
@@ -154,6 +169,7 @@ class Plan:
             frozen.get("looks", 0),
             **sets,
             **lists,
+            imitation=frozen.get("imitation", 0.0),
             choices=frozen.get("choices", 1),
             turn=Turn.thaw(frozen.get("turn", {})),
         )
@@ -167,6 +183,7 @@ def follow_up(
     was_tried: Callable[[], Collection[str]],
     *,
     can_refit: bool,
+    can_imitate: bool,
     confidence: float,
     odd: Collection[str] = (),
 ) -> tuple[Plan, str] | None:
@@ -179,6 +196,7 @@ def follow_up(
         available: what there was to learn.
         was_tried: ids of the examples that earlier updates tried.
         can_refit: whether a refit from the base is possible and would be another start.
+        can_imitate: whether there are chosen answers, and the loss has a weight for their NLL.
         confidence: of the exact tests.
         odd: the tags whose chosen answers nobody can have meant.
     """
@@ -195,9 +213,14 @@ def follow_up(
         whys.append(f"{why}, so base is refitted on everything that still counts")
         following = replace(following, start="base", looks=following.looks + 1)
     names = {one.name for one in failed}
-    if WRITTEN in names and names <= {WRITTEN, _GAIN} and plan.longer == 1:
-        whys.append(f"it was ranked and hardly written, so it trains {LONGER} times as long")
-        following = replace(following, longer=LONGER, looks=following.looks + 1)
+    if names & _NOT_WRITTEN and names <= {*_NOT_WRITTEN, _GAIN} and plan.longer == 1:
+        why = "it was ranked and hardly written"
+        if can_imitate and not plan.imitation:
+            whys.append(f"{why}, so it imitates the chosen answers, too")
+            following = replace(following, imitation=IMITATION, looks=following.looks + 1)
+        else:
+            whys.append(f"{why}, so it trains {LONGER} times as long")
+            following = replace(following, longer=LONGER, looks=following.looks + 1)
     at_fault = faulty(failed, new, available, odd, was_tried, confidence=confidence)
     if at_fault is not None:
         whys.append(f"once more without {'; '.join(at_fault.words)}")

@@ -91,7 +91,13 @@ def _work(order: Mapping[str, Any], learner: Learner) -> None:
         return
     rows, limits = [TrainingRow.thaw(row) for row in order["rows"]], Limits()
     try:
-        learner.train(rows, epochs=order["epochs"], leash=Leash(*order["leash"]), limits=limits)
+        learner.train(
+            rows,
+            epochs=order["epochs"],
+            imitation=order["imitation"],
+            leash=Leash(*order["leash"]),
+            limits=limits,
+        )
     except KeyboardInterrupt:
         if not limits.interrupts.asked:
             raise  # this process was signalled twice

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -349,6 +350,7 @@ class Learner:
         new: int,
         epochs: int | None = None,
         longer: int = 1,
+        imitation: float = 0.0,
         observe: Observer | None = None,
         checkpoint: Checkpoint | None = None,
         limits: Limits | None = None,
@@ -357,14 +359,16 @@ class Learner:
 
         Ordinary answers among the rows are no preferences: they are trained beside the others.
 
-        ``epochs`` takes the place of those of the settings, and ``longer`` multiplies them. The
-        others are those of :func:`~agentpref.learn.trainer.train`.
+        ``epochs`` takes the place of those of the settings, and ``longer`` multiplies them;
+        ``imitation`` is the least weight of the chosen answers' NLL. The others are those of
+        :func:`~agentpref.learn.trainer.train`.
         """
         judged = [row for row in rows if not row.example.ordinary]
         said = [row for row in judged if not row.example.cloned]
         known = iter(self.score("base", said))  # decisions are compared with nothing
         references = [(0.0,) if row.example.cloned else next(known) for row in judged]
-        losses = Losses(self.config, [row.example for row in judged], self._live)
+        config = self._imitating(imitation)
+        losses = Losses(config, [row.example for row in judged], self._live)
         live: Sequence[Logps | None] = [None] * len(judged)
         if losses.needs_live:
             live = self.score("live", judged)
@@ -375,13 +379,13 @@ class Learner:
         own = epochs_for(new, small=is_small(self.base.model))
         epochs = longer * (epochs or self.config.epochs or own)
         leash = self._leash(judged)
-        order = {
-            "do": "fit", "epochs": epochs, "route": self.route(rows).name, "leash": [*leash]
-        }  # fmt: skip
+        order = {"do": "fit", "epochs": epochs, "imitation": imitation, "leash": [*leash]}
+        order["route"] = self.route(rows).name
         with self._team.order(lambda: order | {"rows": [row.freeze() for row in training]}):
             report = self.train(
                 training,
                 epochs=epochs,
+                imitation=imitation,
                 leash=leash,
                 observe=observe,
                 checkpoint=checkpoint,
@@ -392,7 +396,7 @@ class Learner:
         )
         taken = (row.encoded for batch in planned[: report.steps] for row in batch)
         self.reached = {row.example.example_id for row in taken}
-        return report
+        return replace(report, imitation=imitation)
 
     @contextmanager
     def trial(
@@ -400,6 +404,7 @@ class Learner:
         rows: Sequence[EncodedExample],
         *,
         epochs: int | None = None,
+        imitation: float = 0.0,
         limits: Limits | None = None,
     ) -> Iterator[TrainingReport]:
         """Within the block another candidate is in place, which was trained on ``rows`` alone.
@@ -413,7 +418,7 @@ class Learner:
             KeyboardInterrupt: a signal came.
         """
         with self.aside(self._start, what="cross-fit"):
-            yield self.fit(rows, new=len(rows), epochs=epochs, limits=limits)
+            yield self.fit(rows, new=len(rows), epochs=epochs, imitation=imitation, limits=limits)
 
     @contextmanager
     def aside(self, start: adapter.Start, *, what: str = "beside") -> Iterator[None]:
@@ -452,6 +457,7 @@ class Learner:
         rows: Sequence[TrainingRow],
         *,
         epochs: int,
+        imitation: float = 0.0,
         leash: Leash,
         observe: Observer | None = None,
         checkpoint: Checkpoint | None = None,
@@ -462,7 +468,7 @@ class Learner:
             self._model,
             rows,
             plan=self._plan([row.encoded for row in rows]),
-            config=self.config,
+            config=self._imitating(imitation),
             epochs=epochs,
             live=self._live,
             leash=leash,
@@ -473,6 +479,15 @@ class Learner:
             limits=limits,
             team=self._team,
         )
+
+    def _imitating(self, least: float) -> UpdateConfig:
+        """The settings, with no smaller weights of the chosen answers' NLL than this."""
+        loss = self.config.loss
+        if least <= min(loss.nll, loss.nll_on_corrections):
+            return self.config
+        nll, on_corrections = max(loss.nll, least), max(loss.nll_on_corrections, least)
+        loss = replace(loss, nll=nll, nll_on_corrections=on_corrections)
+        return replace(self.config, loss=loss)
 
     def _plan(self, rows: Sequence[EncodedExample]) -> ForwardPlan:
         """How this machine trains on rows: their route, and how many tokens go into one pass."""

@@ -57,7 +57,8 @@ class TrainingReport:
     ``first_lesson`` and ``last_lesson`` the same of the KL from live, told what people remarked.
     ``resumed_at`` counts the steps before an interruption, ``seconds`` covers all. Machine and
     model allowed ``route`` (why: :class:`~agentpref.learn.logps.Choice`), ``precision``,
-    ``tokens_per_pass`` (of a process) and ``recomputes_layers``. ``stopped`` says what ended it.
+    ``tokens_per_pass`` (of a process) and ``recomputes_layers``. ``imitation`` is the weight that
+    the chosen answers' NLL had at least. ``stopped`` says what ended it.
     """
 
     steps: int
@@ -83,6 +84,7 @@ class TrainingReport:
     recomputes_layers: bool = False
     resumed_at: int = 0
     processes: int = 1
+    imitation: float = 0.0
     stopped: Literal["end", "time"] = "end"
 
 

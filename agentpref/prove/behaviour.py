@@ -38,6 +38,8 @@ from agentpref.prove.written import FEWEST_PROBES, moves, written
 _KINDS = 2
 """So many of the distinct pairs of tokens may be gone from the answers by chance."""
 
+TOOL_CALLS = "tool-call JSON"
+
 _BY_CHANCE = 2
 """So many answers may be harmed where live's are not: of a few, chance is the reason as likely."""
 
@@ -250,7 +252,7 @@ def _one_for_all(evidence: Evidence) -> bool:
 
 
 def _tool_calls(evidence: Evidence) -> CheckResult:
-    live, candidate, name = evidence.live, evidence.candidate, "tool-call JSON"
+    live, candidate, name = evidence.live, evidence.candidate, TOOL_CALLS
     old, new = live.tool_parse, candidate.tool_parse
     cure = ": raise loss.nll, or replay more pairs with tool calls"
     if new is None:

@@ -78,7 +78,7 @@ def decide(
     from agentpref.prove import evaluate
 
     try:
-        found = cross_fit(learner, parts, [*rows.old, *rows.ordinary], training.epochs, limits)
+        found = cross_fit(learner, parts, [*rows.old, *rows.ordinary], training, limits)
     except TrainingDiverged as error:
         note = f"cross-fitting was left out, since one of its models diverged: {error}"
         return replace(evidence, notes=(*evidence.notes, note)), result
@@ -112,13 +112,17 @@ def deal(rows: Part, settings: GateSettings) -> list[Part]:
 
 
 def cross_fit(
-    learner: Learner, parts: Sequence[Part], replayed: Part, epochs: int, limits: Limits
+    learner: Learner,
+    parts: Sequence[Part],
+    replayed: Part,
+    training: TrainingReport,
+    limits: Limits,
 ) -> Paired:
     """Judge every part but the first by a model trained on the parts before it.
 
     Old rows are replayed as for the candidate, but those on a prompt that is to be judged. All take
-    about as many steps as the candidate did in ``epochs``: one that saw a third of the rows once
-    where the candidate saw all of them would have learned nothing, and prove nothing.
+    about as many steps as the candidate did in its ``training``: one that saw a third of the rows
+    once where the candidate saw all of them would have learned nothing, and prove nothing.
 
     Raises:
         TrainingDiverged: the loss of one of the models is no longer finite.
@@ -134,8 +138,10 @@ def cross_fit(
         prompts = {row.example.prompt.id for row in judged}
         before = [row for part in parts[:number] for row in part]
         old = [row for row in replayed if row.example.prompt.id not in prompts]
-        longer = math.ceil(epochs * rows / (len(before) + len(old)))
-        with learner.trial([*before, *old], epochs=longer, limits=limits):
+        epochs = math.ceil(training.epochs * rows / (len(before) + len(old)))
+        with learner.trial(
+            [*before, *old], epochs=epochs, imitation=training.imitation, limits=limits
+        ):
             found.append(evaluate.score(learner, judged).paired(matched=True))
     return Paired.pooled(found)
 

@@ -17,6 +17,7 @@ from agentpref.prove.results import CheckResult, GateResult
 from agentpref.prove.retention import PEOPLE
 from agentpref.prove.signs import allowed, sign_test
 from agentpref.retry import (
+    IMITATION,
     LONGER,
     MOST,
     Plan,
@@ -32,6 +33,7 @@ from tests.core.learn.examples import make_pair
 KL = CheckResult("KL budget", False, 0.2, 0.15, "over")
 GAIN = CheckResult("new preferences", False, 0.0, 0.0, "no gain")
 WRITTEN = CheckResult("written", False, 0, None, "ranked, but not written")
+BROKEN = CheckResult("tool-call JSON", False, 9, 2, "live wrote no tool call; 9 do not parse")
 ORDER = ("test", "comparison")
 
 
@@ -57,7 +59,7 @@ WORSE, FEW = [(1.0, 0.0)] * 8, COIN[:4]
 
 def after(checks, new, plan=None, tried=frozenset(), **changes):
     available = Available(new_held_out=tuple(one.example for one in new.rows))
-    options = {"can_refit": True, "confidence": 0.95, **changes}
+    options = {"can_refit": True, "can_imitate": True, "confidence": 0.95, **changes}
     return follow_up(plan or Plan(), checks, new, available, lambda: tried, **options)
 
 
@@ -73,15 +75,27 @@ def test_where_the_kl_budget_failed_base_is_refitted():
     assert after([KL], scores(a=GOOD), plan) is None, "a refit that fails is not repeated"
 
 
-def test_what_is_ranked_and_not_written_trains_longer_once():
-    plan, why = after([WRITTEN], scores(a=GOOD))
-    assert (plan.number, plan.start, plan.longer, plan.looks) == (2, "live", LONGER, 1)
+NO_GAIN = CheckResult("new preferences", False, None, None, "live ranks them rightly already")
+
+
+@pytest.mark.parametrize("failed", [[WRITTEN], [BROKEN], [WRITTEN, BROKEN], [NO_GAIN, WRITTEN]])
+def test_what_is_ranked_and_not_written_is_imitated_and_then_trained_longer_once(failed):
+    plan, why = after(failed, scores(a=GOOD))
+    assert (plan.number, plan.start, plan.looks) == (2, "live", 1)
+    assert (plan.imitation, plan.longer) == (IMITATION, 1)
+    assert "imitates the chosen answers" in why
+    assert Plan.thaw(plan.freeze()) == plan
+    plan, why = after(failed, scores(a=GOOD), plan)
+    assert (plan.imitation, plan.longer, plan.looks) == (IMITATION, LONGER, 2)
     assert "trains 3 times as long" in why
     assert Plan.thaw(plan.freeze()) == plan
-    assert after([WRITTEN], scores(a=GOOD), plan) is None
-    assert after([WRITTEN, lost("a")], scores(a=GOOD)) is None, "longer would lose more"
-    no_gain = CheckResult("new preferences", False, None, None, "live ranks them rightly already")
-    assert after([no_gain, WRITTEN], scores(a=GOOD))[0].longer == LONGER
+    assert after(failed, scores(a=GOOD), replace(plan, number=2)) is None
+    assert after([*failed, lost("a")], scores(a=GOOD)) is None, "more training would lose more"
+
+
+def test_where_there_is_nothing_to_imitate_it_trains_longer_at_once():
+    plan, _ = after([WRITTEN], scores(a=GOOD), can_imitate=False)
+    assert (plan.imitation, plan.longer) == (0.0, LONGER)
 
 
 @pytest.mark.parametrize("bad", [COIN, WORSE])

@@ -107,6 +107,7 @@ def lead(run, base, folder, team):
         report = learner.fit(
             rows,
             new=len(rows),
+            imitation=2.0 if run == "groups" else 0.0,
             observe=steps.append,
             checkpoint=Checkpoint(path) if run in ("resumed", "dies") else None,
             limits=Limits(interrupts=interrupts, **budget),

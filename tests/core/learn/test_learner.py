@@ -145,6 +145,18 @@ def test_the_anchor_keeps_chosen_answers_likely(make_learner, pairs):
     assert likely[2.0] > likely[0.0]
 
 
+def test_an_imitation_is_the_least_weight_of_that_anchor(make_learner, pairs):
+    def learned(own, **more):
+        learner = make_learner(epochs=2, loss=LossSettings(nll=own))
+        rows = learner.encode(pairs)
+        report = learner.fit(rows, new=12, **more)
+        assert report.imitation == more.get("imitation", 0.0)
+        return learner.score("candidate", rows)
+
+    assert learned(0.1, imitation=2.0) == learned(2.0) == learned(2.0, imitation=0.5)
+    assert learned(0.1, imitation=2.0) != learned(0.1)
+
+
 def test_a_loss_that_is_not_finite_ends_training(make_learner, pairs):
     learner = make_learner(epochs=1)
     rows = learner.encode(pairs)

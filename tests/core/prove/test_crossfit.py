@@ -74,17 +74,20 @@ def test_each_part_is_judged_by_a_model_that_was_trained_on_the_parts_before(
 ):
     learner, data = rows
     old = learner.encode([pair_of(n, "yes, of old") for n in (0, 200)])
-    trained, epochs, fit = [], [], learner.fit
+    trained, epochs, imitated, fit = [], [], [], learner.fit
 
     def remembering(some, **rest):
         trained.append([row.example for row in some])
         epochs.append(rest["epochs"])
+        imitated.append(rest["imitation"])
         return fit(some, **rest)
 
     monkeypatch.setattr(learner, "fit", remembering)
     parts = crossfit.deal(data.new, GateSettings(folds=4))
-    found = crossfit.cross_fit(learner, parts, old, 2, Limits())
+    training = replace(TRAINED, epochs=2, imitation=5.0)
+    found = crossfit.cross_fit(learner, parts, old, training, Limits())
     assert len(found) == 18
+    assert imitated == [5.0] * 3, "they are trained as the candidate was"
     assert epochs == [7, 4, 3], "as many steps as the candidate takes in two epochs of 26 rows"
     for number, examples in enumerate(trained, start=1):
         before = {row.example.example_id for part in parts[:number] for row in part}
