@@ -41,7 +41,8 @@ def take_stock(
         if len(pairs) < len(listed):
             left_out["thumbs_turned_off"] = len(listed) - len(pairs)
         listed = pairs
-    split = Available.split(listed, learned, catalog.read, aside=aside, aged=aged)
+    exam = frozenset(config.held_out_tags)
+    split = Available.split(listed, learned, catalog.read, aside=aside, aged=aged, exam=exam)
     return split, left_out
 
 
@@ -67,8 +68,13 @@ def there(available: Available) -> dict[str, int]:
     """Count what there is by use. What was aged out is old: live has learned it."""
     old = [*available.old, *(one for one in available.aged if not one.held_out)]
     old_held_out = [*available.old_held_out, *(one for one in available.aged if one.held_out)]
+    exam = {"exam": available.exam} if available.exam else {}
     return count(
-        new=available.new, old=old, new_held_out=available.new_held_out, old_held_out=old_held_out
+        new=available.new,
+        old=old,
+        new_held_out=available.new_held_out,
+        old_held_out=old_held_out,
+        **exam,
     )
 
 
@@ -118,6 +124,7 @@ def account(
         unused = [e for e in unused if e.example_id not in ids]
     found["waiting"] = tuple(e for e in unused if e.example_id in fresh)
     found["not_drawn"] = tuple(e for e in unused if e.example_id not in fresh)
+    found["exam"] = available.exam
     return found | _ordinary(rows)
 
 

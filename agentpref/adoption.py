@@ -178,12 +178,13 @@ class _Adoption(Proving):
             proven = self.prove(
                 learner, by, rows, checks, serving.live, trained=[] if self.unseen else rows.new
             )
+            fares, words = self.exam(learner, available)
         report = replace(
             report,
             **proven.told,
-            training={**origin, **share.to_mapping()},
+            training={**origin, **share.to_mapping(), "exam": fares},
             counts=report.counts | {"evaluated_thumbs": proven.thumbs},
-            notes=[*report.notes, *by.notes, *proven.notes],
+            notes=[*report.notes, *by.notes, *proven.notes, *words],
             seconds=self.budget.spent(),
         )
 

@@ -303,6 +303,11 @@ class UpdateConfig:
 
     seed: int = setting(0, "seed of everything random", ge=0, le=LARGEST)
     held_out: float = setting(HELD_OUT, "share of prompts that prove and never train", gt=0, lt=1)
+    held_out_tags: tuple[Annotated[str, Field(pattern=r"\S", max_length=200)], ...] = setting(
+        (),
+        "tags that never train and prove nothing: the report tells how a candidate fares there",
+        strict=False,
+    )
     batch_size: int = setting(16, "examples in a step", ge=1)
     learning_rate: float | None = setting(None, "peak rate; None: from the model's size", gt=0)
     epochs: int | None = setting(None, "passes over the data; None: by the number of pairs", ge=1)
@@ -353,6 +358,7 @@ class UpdateConfig:
             method = plugins.load(plugins.METHODS, self.method)
             reads = OF_REWARDS | getattr(method, "reads", frozenset[str]())
             refuse_idle(self, "arm", because, "leave it out: a method trains an adapter")
+            refuse_idle(self, "held_out_tags", because, "leave it out: conversations have no tags")
         for name in fields_of(OfflineSettings):
             if name not in reads:
                 cure = "leave it out, or set another method"

@@ -9,9 +9,10 @@ from __future__ import annotations
 import shutil
 import signal
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from agentpref.accounting import take_stock, there
@@ -163,7 +164,8 @@ class Groundwork:
     def _unlabelled(self, judged: Sequence[Example]) -> list[Example]:
         """The answers without a label that train beside the judged ones."""
         log = (self.connection, self.namespace, self.config)
-        return [*ordinary.draw(*log, judged), *remarks.draw(*log)]
+        drawn = [*ordinary.draw(*log, judged), *remarks.draw(*log)]
+        return [one for one in drawn if one.tag not in self.config.held_out_tags]
 
     def load_parts(self) -> Mapping[str, UserCheck]:
         """Load the losses, scorers and checks that will be needed; return the checks."""
@@ -230,6 +232,30 @@ class Groundwork:
         from agentpref.learn.cache import LogpCache
 
         return LogpCache(self.connection, base.numbers, policy)
+
+    def exam(
+        self, learner: Learner, available: Available
+    ) -> tuple[list[dict[str, Any]], list[str]]:
+        """How live and candidate fare on the tags that never train: numbers, and words.
+
+        These decide nothing: what people want there is what nobody has taught.
+        """
+        from agentpref.prove import evaluate, exam
+
+        newest = sorted(available.exam, key=lambda one: (one.created_at, one.example_id))
+        rows = learner.encode(available.read(newest[-exam.MOST :]))
+        found = exam.by_tag(evaluate.score(learner, rows))
+        learned = Counter(one.tag for one in (*available.old, *available.old_held_out))
+        notes = [one.note for one in found]
+        for tag in self.config.held_out_tags:
+            if learned[tag]:
+                notes.append(
+                    f"held-out tag {tag!r}: live learned {learned[tag]} examples of it before, "
+                    "which count as ever; no new ones train"
+                )
+            elif tag not in {one.tag for one in available.exam}:
+                notes.append(f"held-out tag {tag!r}: no example has it")
+        return [asdict(one) for one in found], notes
 
     def shift(self, learner: Learner, rows: UpdateRows) -> tuple[list[dict[str, Any]], list[str]]:
         """How far new prompts are from those that live has learned: numbers, and alarms in words.

@@ -241,8 +241,9 @@ class _Update(Groundwork):
             report = replace(report, training=training, notes=[*report.notes, text.note])
         if tried.training is not None:
             moved, alarms = self.shift(learner, tried.rows)
-            training = {**report.training, "shift": moved}
-            report = replace(report, training=training, notes=[*report.notes, *alarms])
+            fares, words = self.exam(learner, available)
+            training = {**report.training, "shift": moved, "exam": fares}
+            report = replace(report, training=training, notes=[*report.notes, *alarms, *words])
         if tried.proof is not None:
             counts = report.counts | {"evaluated_thumbs": tried.proof.evaluated_thumbs}
             notes = [*report.notes, *following(tried.plan.told), *tried.proof.notes]

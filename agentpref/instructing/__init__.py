@@ -106,12 +106,13 @@ class Instructing(Proving):
 
             # 3. Prove.
             proven = self.prove(learner, by, rows, checks, serving.live, trained=rows.new)
+            fares, words = self.exam(learner, available)
         report = replace(
             report,
             **proven.told,
-            training={**report.training, **share.to_mapping()},
+            training={**report.training, **share.to_mapping(), "exam": fares},
             counts=report.counts | {"evaluated_thumbs": proven.thumbs},
-            notes=[*report.notes, *by.notes, *proven.notes],
+            notes=[*report.notes, *by.notes, *proven.notes, *words],
             seconds=self.budget.spent(),
         )
 

@@ -33,7 +33,8 @@ class Available:
     """All the examples there are, listed by use: trained or held out, new or learned by live.
 
     ``aside`` are new ones that were set aside with a refused update, and ``aged`` are learned ones
-    that people think otherwise of since: neither is trained or evaluated.
+    that people think otherwise of since: neither is trained or evaluated. ``exam`` are those of
+    the tags that never train, as far as live has not learned them before.
 
     ``read`` reads listed examples whole, in order, without those that are gone meanwhile. The list
     of whole examples is one of its own. ``ordinary`` draws ordinary answers, given what was judged.
@@ -45,6 +46,7 @@ class Available:
     old_held_out: tuple[Listed, ...] = ()
     aside: tuple[Listed, ...] = ()
     aged: tuple[Listed, ...] = ()
+    exam: tuple[Listed, ...] = ()
     read: Callable[[Sequence[Any]], list[Example]] = list
     ordinary: Callable[[Sequence[Example]], Sequence[Example]] = field(
         default=lambda judged: (), compare=False
@@ -59,16 +61,19 @@ class Available:
         *,
         aside: Container[str] = frozenset(),
         aged: Container[str] = frozenset(),
+        exam: Container[str] = frozenset(),
     ) -> Available:
         """Split examples.
 
         ``learned`` holds the ids that the live revision has learned; of these, the ``aged`` ones no
-        longer count, and of the others those that were set ``aside``.
+        longer count, and of the others those that were set ``aside``. ``exam`` are tags.
         """
         parts: dict[str, list[Listed]] = {}
         for example in examples:
             is_old = example.example_id in learned
-            if example.example_id in (aged if is_old else aside):
+            if not is_old and example.tag in exam:
+                name = "exam"
+            elif example.example_id in (aged if is_old else aside):
                 name = "aged" if is_old else "aside"
             else:
                 name = ("old" if is_old else "new") + ("_held_out" if example.held_out else "")
@@ -92,7 +97,7 @@ class Available:
         )
 
     def all(self) -> Iterator[Listed]:
-        """The examples of every use."""
+        """The examples of every use but those of the exam."""
         learned = (self.old, self.old_held_out, self.aged)
         return chain(self.new, self.new_held_out, self.aside, *learned)
 

@@ -159,7 +159,7 @@ def test_a_wrong_value_is_refused_with_its_name_and_what_is_allowed(
 def test_no_setting_accepts_a_value_of_another_type_in_python(
     prefix: str, kind: Any, name: str, field: Any, value: object
 ) -> None:
-    fits = {"wpo": True, "chat_template_kwargs": {}, "rules": []}
+    fits = {"wpo": True, "chat_template_kwargs": {}, "rules": [], "held_out_tags": []}
     if name in fits and type(value) is type(fits[name]) and value == fits[name]:
         return
     with pytest.raises(ConfigError, match=rf"^{prefix}{name} is .* but must be ") as caught:
@@ -223,6 +223,10 @@ def test_no_setting_accepts_a_value_of_another_type_in_python(
         (
             {"method": "awr", "offline": {"expectile": 0.9}},
             r"offline\.expectile is 0\.9, .* since method is 'awr': .* set another method",
+        ),
+        (
+            {"method": "iql", "held_out_tags": ["x"]},
+            r"held_out_tags is \('x',\), but has no effect, since method is 'iql': leave it out",
         ),
         (
             {"method": "iql", "arm": "prompt"},
