@@ -10,10 +10,11 @@
    judges or of people, or those that an earlier update tried already. They are at fault if live was
    proven to be better about their held-out ones; if what live knew in their tag was lost; or if the
    candidate neither gained on them nor is right about them, as with labels thrown by a coin.
-5. If nothing failed but that what people ask for is not written, that its calls of tools are
-   broken, or that it is ranked no better either, the next attempt imitates what was chosen: the
-   weight of its NLL is :data:`IMITATION`. If that is not enough, or there is nothing to imitate
-  , it trains :data:`LONGER` times as many epochs, too.
+5. If nothing failed but that what people ask for is not written, that answers have lost their form
+   (they do not end, repeat themselves, are broken calls of tools), or that it is ranked no better
+   either, the next attempt imitates what was chosen: the weight of its NLL is :data:`IMITATION`. If
+   what is asked for is still not written, or there is nothing to imitate, it trains :data:`LONGER`
+   times as many epochs, too.
 6. If new judgements of a tag contradict what live has learned, and no candidate that had to keep
    that passed, the next attempt is without the old evidence (a :class:`Turn`).
 7. If nothing failed but that too little is proven, and a part of the new examples dilutes a gain
@@ -30,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from agentpref.learn.data import Available
 from agentpref.prefer.strata import Listed
-from agentpref.prove.behaviour import TOOL_CALLS
+from agentpref.prove.behaviour import ILL_FORMED, TOOL_CALLS
 from agentpref.prove.bootstrap import Paired
 from agentpref.prove.drift import by_prompt, more_than_chance
 from agentpref.prove.results import CheckResult, GateResult
@@ -57,6 +58,7 @@ FEWEST = 8
 """With fewer held-out prompts, hardly anything can be shown of a group: it is not at fault."""
 
 _NOT_WRITTEN = frozenset({WRITTEN, TOOL_CALLS})
+_MISWRITTEN = _NOT_WRITTEN | ILL_FORMED
 _KL, _RETENTION = "KL", "retention of "
 _JUDGES = "judges"
 _GAIN = "new preferences"
@@ -213,13 +215,13 @@ def follow_up(
         whys.append(f"{why}, so base is refitted on everything that still counts")
         following = replace(following, start="base", looks=following.looks + 1)
     names = {one.name for one in failed}
-    if names & _NOT_WRITTEN and names <= {*_NOT_WRITTEN, _GAIN} and plan.longer == 1:
-        why = "it was ranked and hardly written"
+    if names & _MISWRITTEN and names <= {*_MISWRITTEN, _GAIN} and not odd:
+        why = "hardly written" if names & _NOT_WRITTEN else "written without the form of answers"
         if can_imitate and not plan.imitation:
-            whys.append(f"{why}, so it imitates the chosen answers, too")
+            whys.append(f"it was ranked and {why}, so it imitates the chosen answers, too")
             following = replace(following, imitation=IMITATION, looks=following.looks + 1)
-        else:
-            whys.append(f"{why}, so it trains {LONGER} times as long")
+        elif names & _NOT_WRITTEN and plan.longer == 1:
+            whys.append(f"it was ranked and {why}, so it trains {LONGER} times as long")
             following = replace(following, longer=LONGER, looks=following.looks + 1)
     at_fault = faulty(failed, new, available, odd, was_tried, confidence=confidence)
     if at_fault is not None:

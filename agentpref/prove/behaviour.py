@@ -39,9 +39,24 @@ _KINDS = 2
 """So many of the distinct pairs of tokens may be gone from the answers by chance."""
 
 TOOL_CALLS = "tool-call JSON"
+ILL_FORMED = frozenset(
+    {
+        TOOL_CALLS,
+        "distinct-2",
+        "length ratio",
+        "empty generations",
+        "endless generations",
+        "repeated answers",
+        "broken-off answers",
+    }
+)
+"""Checks that a candidate passes whose answers have the form of chosen ones."""
 
 _BY_CHANCE = 2
 """So many answers may be harmed where live's are not: of a few, chance is the reason as likely."""
+
+_LONGER = 1.25
+"""Chosen answers that are so many times as long as live's let a few answers find no end."""
 
 _CANNED_P = 0.05
 """One text for most prompts is canned if so many answers became it: five of five do."""
@@ -179,7 +194,10 @@ def _meant(evidence: Evidence) -> CheckResult:
 
 def _harmless(evidence: Evidence) -> Iterator[CheckResult]:
     """Counts of answers that help nobody, greedy and sampled, against live's."""
-    longer = any(one.feature in LENGTHS and one.direction > 0 for one in evidence.asked)
+    chosen = evidence.chosen
+    longer = any(one.feature in LENGTHS and one.direction > 0 for one in evidence.asked) or (
+        chosen is not None and chosen.mean_length >= _LONGER * evidence.live.mean_length
+    )
     kinds = (
         # what is counted, its check, and how many more than live's may be by chance alone
         ("empty", "empty generations", 0),

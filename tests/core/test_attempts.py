@@ -25,7 +25,7 @@ from agentpref.prove import gate
 from agentpref.record import asides
 from agentpref.record.database import connect
 from agentpref.record.updates import Updates
-from agentpref.retry import AtFault
+from agentpref.retry import IMITATION, AtFault
 from tests.core.test_interrupted_updates import states
 from tests.core.test_pipeline import CONFIG as LOOSE
 from tests.core.test_pipeline import NO, YES, learn, no_training
@@ -173,27 +173,32 @@ def test_what_fails_is_left_out_and_the_rest_is_promoted(home, random_base):
     require_sums(report)
 
 
-def test_what_is_ranked_and_not_written_is_trained_longer(home, random_base, monkeypatch):
+def test_what_is_ranked_and_not_written_is_imitated_and_then_trained_longer(
+    home, random_base, monkeypatch
+):
     judge, judged = gate.judge, []
 
     def not_written_at_first(*evidence, **seed):
         result = judge(*evidence, **seed)
         judged.append(result)
         checks = [
-            replace(one, passed=one.passed and (one.name != "written" or len(judged) > 1))
+            replace(one, passed=one.passed and (one.name != "written" or len(judged) > 2))
             for one in result.checks
         ]
-        verdict = result.verdict if len(judged) > 1 else "refused"
+        verdict = result.verdict if len(judged) > 2 else "refused"
         return replace(result, verdict=verdict, checks=tuple(checks))
 
     monkeypatch.setattr(gate, "judge", not_written_at_first)
     befriend(home)
     report = learn(home, random_base, CONFIG)
-    first, second = report.attempts
+    first, second, third = report.attempts
     assert report.verdict == "promoted", (report.reasons, report.attempts)
-    assert (first["longer"], second["longer"], second["start"]) == (1, 3, "live")
-    assert second["steps"] == 3 * first["steps"]
-    assert "hardly written, so it trains 3 times as long" in first["next"]
+    assert [one["imitation"] for one in report.attempts] == [0.0, IMITATION, IMITATION]
+    assert [one["longer"] for one in report.attempts] == [1, 1, 3]
+    assert first["steps"] == second["steps"] == third["steps"] / 3
+    assert "hardly written, so it imitates the chosen answers" in first["next"]
+    assert "hardly written, so it trains 3 times as long" in second["next"]
+    assert report.training["imitation"] == IMITATION
 
 
 def finds_no_gain_in(monkeypatch, tag):

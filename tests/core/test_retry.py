@@ -12,6 +12,7 @@ from agentpref.budget import Budget
 from agentpref.config import UpdateConfig
 from agentpref.learn.data import Available, UpdateRows
 from agentpref.learn.encode import EncodedExample
+from agentpref.prove.behaviour import ILL_FORMED
 from agentpref.prove.evaluate import Scores
 from agentpref.prove.results import CheckResult, GateResult
 from agentpref.prove.retention import PEOPLE
@@ -91,6 +92,18 @@ def test_what_is_ranked_and_not_written_is_imitated_and_then_trained_longer_once
     assert Plan.thaw(plan.freeze()) == plan
     assert after(failed, scores(a=GOOD), replace(plan, number=2)) is None
     assert after([*failed, lost("a")], scores(a=GOOD)) is None, "more training would lose more"
+
+
+@pytest.mark.parametrize("name", sorted(ILL_FORMED - {"tool-call JSON"}))
+def test_answers_that_lost_their_form_are_imitated_and_not_trained_longer(name):
+    harm = CheckResult(name, False, 5, 0, "harm")
+    plan, why = after([harm, NO_GAIN], scores(a=GOOD))
+    assert (plan.imitation, plan.longer) == (IMITATION, 1)
+    assert "written without the form of answers" in why
+    assert after([harm], scores(a=GOOD), plan) is None
+    assert after([harm], scores(a=GOOD), can_imitate=False) is None
+    assert after([harm, WRITTEN], scores(a=GOOD), plan)[0].longer == LONGER
+    assert after([harm, WISHES], scores(a=GOOD), odd={"a"}) is None, "nobody can mean that"
 
 
 def test_where_there_is_nothing_to_imitate_it_trains_longer_at_once():

@@ -185,6 +185,15 @@ def test_endless_answers_may_be_a_few_more_where_longer_ones_are_asked_for():
         assert named(judge(found), "endless generations").passed is passed
 
 
+def test_endless_answers_may_be_a_few_more_where_chosen_ones_are_longer_than_lives():
+    """Lists were asked for, of nobody's length, while live had learned to answer briefly."""
+    live, long = written(*texts(SHORT)), texts(LONG)
+    for chosen, passed in ((texts(LONG), True), (texts(SHORT), False)):
+        found = evidence(texts(SHORT), long, chosen=written(*chosen))
+        found = replace(found, live=live, candidate=written(*long, cut=range(2)))
+        assert named(judge(found), "endless generations").passed is passed
+
+
 def test_harm_in_sampled_answers_is_refused_too():
     good, bad = written(*texts(SHORT, 16)), written(*["Yes " * 24] * 16)
     fine = evidence(texts(SHORT), texts(SHORT), sampled=Sampled(good, good, 0.7))
