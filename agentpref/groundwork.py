@@ -242,11 +242,25 @@ class Groundwork:
         """
         from agentpref.prove import evaluate, exam
 
-        newest = sorted(available.exam, key=lambda one: (one.created_at, one.example_id))
-        rows = learner.encode(available.read(newest[-exam.MOST :]))
+        query = """SELECT example_id FROM example AS apart
+            WHERE namespace = :namespace AND example_id IN (SELECT value FROM json_each(:exam))
+            AND point >= :share AND EXISTS (SELECT * FROM example AS other
+                WHERE other.namespace = apart.namespace AND other.prompt = apart.prompt
+                AND other.example_id NOT IN (SELECT value FROM json_each(:exam)))"""
+        values = {"namespace": self.namespace, "share": self.config.held_out}
+        values["exam"] = as_json([one.example_id for one in available.exam])
+        shared = {name for (name,) in self.connection.execute(query, values)}
+        asked = [one for one in available.exam if one.example_id not in shared]
+        asked.sort(key=lambda one: (one.created_at, one.example_id))
+        rows = learner.encode(available.read(asked[-exam.MOST :]))
         found = exam.by_tag(evaluate.score(learner, rows))
         learned = Counter(one.tag for one in (*available.old, *available.old_held_out))
         notes = [one.note for one in found]
+        if shared:
+            notes.append(
+                f"held-out tags: {len(shared)} of {len(available.exam)} examples are not asked, "
+                "since their prompts train under other tags"
+            )
         for tag in self.config.held_out_tags:
             if learned[tag]:
                 notes.append(

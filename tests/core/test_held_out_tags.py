@@ -69,6 +69,22 @@ def test_what_was_learned_of_such_a_tag_before_counts_as_ever(home, random_base)
     )
 
 
+def test_a_prompt_that_trains_under_another_tag_is_not_asked(home, random_base):
+    asked = [[{"role": "user", "content": f"Is {number} one of the colours?"}] for number in (0, 1)]
+    with agentpref.Log(home) as log:
+        for messages in asked:
+            runs = [log.record(messages, text, tags=["both"]) for text in ("yes, it is", NO)]
+            log.compare(*runs, winner="a")
+    trains = sum(not is_held_out(messages, CONFIG.held_out) for messages in asked)
+    assert trains
+    report = learn(home, random_base, replace(APART, held_out_tags=("colours",)))
+    assert report.training["exam"][0]["prompts"] == 12 - trains
+    assert notes(report)[-1] == (
+        f"held-out tags: {trains} of 12 examples are not asked, since their prompts train under "
+        "other tags"
+    )
+
+
 def test_ordinary_answers_of_such_a_tag_are_no_anchor(home, random_base):
     asked = [[{"role": "user", "content": f"Please whistle {n} times"}] for n in range(20)]
     train = [messages for messages in asked if not is_held_out(messages, CONFIG.held_out)]
