@@ -17,7 +17,7 @@ from dataclasses import asdict, is_dataclass
 from typing import Annotated, Any, Literal, TypeAlias
 
 import orjson
-from pydantic import Field, JsonValue
+from pydantic import AfterValidator, Field, JsonValue
 from pydantic.dataclasses import dataclass
 
 from agentpref import plugins
@@ -32,6 +32,10 @@ Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "4bit"]
 def loss_kinds() -> tuple[str, ...]:
     """The registered losses: what ``loss.kind`` and ``thumbs.kind`` may be."""
     return plugins.names(plugins.LOSSES)
+
+
+def _as_set(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted(set(names)))
 
 
 def _loss(name: str, kind: str, *, lone: bool) -> Any:
@@ -303,7 +307,9 @@ class UpdateConfig:
 
     seed: int = setting(0, "seed of everything random", ge=0, le=LARGEST)
     held_out: float = setting(HELD_OUT, "share of prompts that prove and never train", gt=0, lt=1)
-    held_out_tags: tuple[Annotated[str, Field(pattern=r"\S", max_length=200)], ...] = setting(
+    held_out_tags: Annotated[
+        tuple[Annotated[str, Field(pattern=r"\S", max_length=200)], ...], AfterValidator(_as_set)
+    ] = setting(
         (),
         "tags that never train and prove nothing: the report tells how a candidate fares there",
         strict=False,

@@ -29,6 +29,7 @@ from agentpref.learn.team import Team
 from agentpref.outcome import Wishes
 from agentpref.prefer import ordinary, remarks
 from agentpref.prefer.catalog import Catalog
+from agentpref.prefer.strata import Listed
 from agentpref.record import asides
 from agentpref.record.asides import Refusal
 from agentpref.record.database import connect, exclusive, translated
@@ -157,15 +158,28 @@ class Groundwork:
             notes=[
                 *killed,
                 *([] if held is None else [decisions.explain_hold(held, self.namespace)]),
+                *self._held_out_tags(available),
             ],
         )
         return Stock(serving, live, catalog, refusals, available, report)
 
+    def _held_out_tags(self, available: Available) -> Iterator[str]:
+        """Says of each tag that is held out what there is, so that a wrong name is seen."""
+        learned = Counter(one.tag for one in (*available.old, *available.old_held_out))
+        there = Counter(one.tag for one in available.exam)
+        for tag in self.config.held_out_tags:
+            if there[tag] or not learned[tag]:
+                yield f"held-out tag {tag!r}: {there[tag]} examples, which train and prove nothing"
+            if learned[tag]:
+                yield (
+                    f"held-out tag {tag!r}: live learned {learned[tag]} examples of it before, "
+                    "which count as ever"
+                )
+
     def _unlabelled(self, judged: Sequence[Example]) -> list[Example]:
         """The answers without a label that train beside the judged ones."""
         log = (self.connection, self.namespace, self.config)
-        drawn = [*ordinary.draw(*log, judged), *remarks.draw(*log)]
-        return [one for one in drawn if one.tag not in self.config.held_out_tags]
+        return [*ordinary.draw(*log, judged), *remarks.draw(*log)]
 
     def load_parts(self) -> Mapping[str, UserCheck]:
         """Load the losses, scorers and checks that will be needed; return the checks."""
@@ -250,25 +264,24 @@ class Groundwork:
         values = {"namespace": self.namespace, "share": self.config.held_out}
         values["exam"] = as_json([one.example_id for one in available.exam])
         shared = {name for (name,) in self.connection.execute(query, values)}
-        asked = [one for one in available.exam if one.example_id not in shared]
-        asked.sort(key=lambda one: (one.created_at, one.example_id))
-        rows = learner.encode(available.read(asked[-exam.MOST :]))
+        asked: dict[str, list[Listed]] = {}
+        for one in sorted(available.exam, key=lambda one: (one.created_at, one.example_id)):
+            if one.example_id not in shared:
+                asked.setdefault(one.tag, []).append(one)
+        newest = [one for own in asked.values() for one in own[-exam.MOST :]]
+        rows = learner.encode(available.read(newest))
         found = exam.by_tag(evaluate.score(learner, rows))
-        learned = Counter(one.tag for one in (*available.old, *available.old_held_out))
         notes = [one.note for one in found]
+        notes += [
+            f"held-out tag {tag!r}: {len(asked[tag])} examples tell nothing: they cannot be read, "
+            "or are thumbs of one kind only"
+            for tag in sorted(asked.keys() - {one.tag for one in found})
+        ]
         if shared:
             notes.append(
                 f"held-out tags: {len(shared)} of {len(available.exam)} examples are not asked, "
                 "since their prompts train under other tags"
             )
-        for tag in self.config.held_out_tags:
-            if learned[tag]:
-                notes.append(
-                    f"held-out tag {tag!r}: live learned {learned[tag]} examples of it before, "
-                    "which count as ever; no new ones train"
-                )
-            elif tag not in {one.tag for one in available.exam}:
-                notes.append(f"held-out tag {tag!r}: no example has it")
         return [asdict(one) for one in found], notes
 
     def shift(self, learner: Learner, rows: UpdateRows) -> tuple[list[dict[str, Any]], list[str]]:

@@ -52,7 +52,9 @@ def label_next(
     share = float(config.get("held_out", HELD_OUT))
     gate = GateSettings(**{n: config["gate"][n] for n in _GATE if n in config.get("gate", {})})
     catalog = Catalog(connection, update.namespace, held_out=share)
-    rows = [_row(name, tag, catalog) for name, tag in _tags(connection, update, live, catalog)]
+    apart = config.get("held_out_tags", ())  # more judgements there would prove nothing
+    tags = _tags(connection, update, live, catalog)
+    rows = [_row(name, tag, catalog) for name, tag in tags if name not in apart]
     judged = sum(row["held_out_prompts"] > 0 for row in rows)
     for row in rows:
         prompts = row["held_out_prompts"]

@@ -13,8 +13,8 @@
 5. If nothing failed but that what people ask for is not written, that answers have lost their form
    (they do not end, repeat themselves, are broken calls of tools), or that it is ranked no better
    either, the next attempt imitates what was chosen: the weight of its NLL is :data:`IMITATION`. If
-   what is asked for is still not written, or there is nothing to imitate, it trains :data:`LONGER`
-   times as many epochs, too.
+   what is asked for is still not written, or that spent the KL budget and there is no refit, or
+   there is nothing to imitate, it trains :data:`LONGER` times as many epochs, too.
 6. If new judgements of a tag contradict what live has learned, and no candidate that had to keep
    that passed, the next attempt is without the old evidence (a :class:`Turn`).
 7. If nothing failed but that too little is proven, and a part of the new examples dilutes a gain
@@ -218,11 +218,19 @@ def follow_up(
     if names & _MISWRITTEN and names <= {*_MISWRITTEN, _GAIN} and not odd:
         why = "hardly written" if names & _NOT_WRITTEN else "written without the form of answers"
         if can_imitate and not plan.imitation:
-            whys.append(f"it was ranked and {why}, so it imitates the chosen answers, too")
+            whys.append(
+                f"it was ranked and {why}, so it imitates the chosen answers, too (weight of "
+                f"their NLL: {IMITATION:g} or more)"
+            )
             following = replace(following, imitation=IMITATION, looks=following.looks + 1)
         elif names & _NOT_WRITTEN and plan.longer == 1:
             whys.append(f"it was ranked and {why}, so it trains {LONGER} times as long")
             following = replace(following, longer=LONGER, looks=following.looks + 1)
+    # The penalty takes its time: three times as long, an imitation was a third nearer to the base.
+    is_far = bool(names) and all(name.startswith(_KL) for name in names - {_GAIN})
+    if is_far and names != {_GAIN} and plan.imitation and plan.longer == 1 and not whys:
+        whys.append(f"imitation spent the KL budget, so it trains {LONGER} times as long")
+        following = replace(following, longer=LONGER, looks=following.looks + 1)
     at_fault = faulty(failed, new, available, odd, was_tried, confidence=confidence)
     if at_fault is not None:
         whys.append(f"once more without {'; '.join(at_fault.words)}")

@@ -120,7 +120,9 @@ def find_examples(
             f"{' in that time' if which.since is not None else ''}, and no file here has that "
             f"name; held-out examples by tag: {there}"
         )
-    notes = [f"{on!r} is a tag here, and a file, too: name the file ./{on}"] if is_path else []
+    notes = []
+    if Path(on).is_file():
+        notes.append(f"{on!r} is a tag here, and a file, too: name the file ./{on}")
     return Found(wanted, f"held-out examples of {on!r}", from_file=False, notes=notes)
 
 

@@ -78,7 +78,8 @@ def draw(
     with store.one_state():
         run_ids = _candidates(connection, namespace, max(_READ, _READ_FOR_EACH * size))
         runs, _, _ = store.judged(namespace, run_ids)
-    found = _examples(runs, config.held_out)
+    apart = config.held_out_tags
+    found = [one for one in _examples(runs, config.held_out) if one.tag not in apart]
     prompts = {example.prompt.id: example.prompt.messages for example in sample_of(judged)}
     outside = outside_of([words(e.prompt.messages) for e in found], map(words, prompts.values()))
     return sample([e for e, is_out in zip(found, outside, strict=True) if is_out], size)

@@ -43,7 +43,8 @@ def draw(connection: sqlite3.Connection, namespace: str, config: UpdateConfig) -
     # Some of them praise, were taken back, or are on answers that nobody can learn from.
     most = 4 * config.comments.size
     run_ids = [run_id for (run_id,) in connection.execute(query, (namespace, most))]
-    return find(connection, namespace, config, run_ids)[: config.comments.size]
+    found = find(connection, namespace, config, run_ids)
+    return [one for one in found if one.tag not in config.held_out_tags][: config.comments.size]
 
 
 def find(

@@ -67,9 +67,10 @@ _UNASKED_P, _UNASKED = 0.01, 0.25
 
 def distance(kl: float, s: GateSettings) -> CheckResult:
     """The distance from the base, in nats per token, against its budget."""
-    passed, cure = kl <= s.budget, ": refit from base on the whole buffer"
+    passed, cure = kl <= s.budget, ": raise kl.weight, or refit from base on the whole buffer"
+    value = dot(kl) if passed or dot(kl) != dot(s.budget) else f"{kl:.4f}"  # over is over
     message = (
-        f"{dot(kl)} from the base (KL, nats per token), {'within' if passed else 'over'} "
+        f"{value} from the base (KL, nats per token), {'within' if passed else 'over'} "
         f"the budget of {dot(s.budget)}"
     )
     return check("KL budget", passed, kl, s.budget, message, cure)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from agentpref.prove.evaluate import Scores
 
 MOST = 400
-"""The newest examples are asked, so many at most."""
+"""The newest examples of a tag are asked, so many at most."""
 
 SURE = 0.05
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 import agentpref
-from agentpref.config import AnchorSettings
+from agentpref.config import AnchorSettings, UpdateConfig
 from agentpref.prefer.examples import is_held_out
+from agentpref.prove import exam
 from tests.core.test_pipeline import CONFIG, NO, YES, learn
 
 APART = replace(CONFIG, held_out_tags=("colours", "colors"))
@@ -46,11 +47,13 @@ def test_what_is_held_out_by_tag_trains_and_proves_nothing_and_is_told(home, ran
     assert (told["tag"], told["prompts"], told["before"]) == ("colours", 12, 0.5)
     assert told["better"] == 12, "a yes is learned for all questions"
     assert notes(report) == [
+        "held-out tag 'colors': 0 examples, which train and prove nothing",
+        "held-out tag 'colours': 12 examples, which train and prove nothing",
         f"held-out tag 'colours': .50 -> {told['after']:.2f} on 12 prompts that no update trains, "
         "12 better, 0 worse",
-        "held-out tag 'colors': no example has it",
     ]
-    assert learn(home, random_base, APART).verdict == "nothing_new"
+    again = learn(home, random_base, APART)
+    assert (again.verdict, notes(again)) == ("nothing_new", notes(report)[:2])
 
 
 def test_what_was_learned_of_such_a_tag_before_counts_as_ever(home, random_base):
@@ -63,9 +66,8 @@ def test_what_was_learned_of_such_a_tag_before_counts_as_ever(home, random_base)
     assert again.counts["exam"] == 6
     assert again.counts["new"] + again.counts["new_held_out"] == 20
     assert again.counts["old"] + again.counts["old_held_out"] == 42
-    assert notes(again)[-1] == (
-        "held-out tag 'colours': live learned 12 examples of it before, which count as ever; no "
-        "new ones train"
+    assert notes(again)[1] == (
+        "held-out tag 'colours': live learned 12 examples of it before, which count as ever"
     )
 
 
@@ -83,6 +85,25 @@ def test_a_prompt_that_trains_under_another_tag_is_not_asked(home, random_base):
         f"held-out tags: {trains} of 12 examples are not asked, since their prompts train under "
         "other tags"
     )
+
+
+def test_each_tag_is_told_of_and_thumbs_of_one_kind_tell_nothing(home, random_base, monkeypatch):
+    monkeypatch.setattr(exam, "MOST", 5)
+    judge(home, "shapes", range(7))
+    with agentpref.Log(home) as log:
+        for number in range(3):
+            asked = [{"role": "user", "content": f"Do you like {number}?"}]
+            log.thumbs(log.record(asked, YES, tags=["likes"]), up=True)
+    config = replace(CONFIG, held_out_tags=("shapes", "likes", "colours"))
+    found = [note.partition(" that ")[0] for note in notes(learn(home, random_base, config))[3:]]
+    assert [note.rpartition(" on ")[2] for note in found[:2]] == ["5 prompts", "5 prompts"]
+    assert found[2].startswith("held-out tag 'likes': 3 examples tell nothing")
+
+
+def test_a_list_of_tags_is_a_set():
+    settings = UpdateConfig(held_out_tags=["b", "a", "b"])
+    assert settings == UpdateConfig(held_out_tags=("a", "b"))
+    assert settings.held_out_tags == ("a", "b")
 
 
 def test_ordinary_answers_of_such_a_tag_are_no_anchor(home, random_base):

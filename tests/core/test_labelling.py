@@ -51,8 +51,8 @@ def say(home):
 def next_labels(home):
     """The tags to label next, by their names, in order."""
 
-    def call(live=None):
-        report = {"config": {"held_out": SHARE, "gate": {"min_stratum": 50}}}
+    def call(live=None, **config):
+        report = {"config": {"held_out": SHARE, "gate": {"min_stratum": 50}, **config}}
         update = Entry("u", "default", 1.0, "promoted", None, report, 1, 1.0, True)
         with closing(connect(home)) as connection:
             Catalog(connection, "default", held_out=SHARE).refresh()
@@ -102,6 +102,13 @@ def test_what_was_set_aside_or_aged_out_is_no_evidence(home, say, next_labels) -
     say("music", start=60)
     assert {*next_labels("rev-1")} == {"music"}
     assert {*next_labels(None)} == {"music", "care"}, "it aged out for a revision and what follows"
+
+
+def test_more_of_a_tag_that_never_trains_is_not_asked_for(say, next_labels) -> None:
+    say("care")
+    say("music", start=40)
+    assert {*next_labels()} == {"care", "music"}
+    assert {*next_labels(held_out_tags=["music"])} == {"care"}
 
 
 def test_a_home_without_examples_has_nothing_to_label(next_labels) -> None:

@@ -106,6 +106,20 @@ def test_answers_that_lost_their_form_are_imitated_and_not_trained_longer(name):
     assert after([harm, WISHES], scores(a=GOOD), odd={"a"}) is None, "nobody can mean that"
 
 
+def test_an_imitation_that_spent_the_budget_trains_longer_where_there_is_no_refit():
+    """On 40 comparisons it wrote all calls at .17 nats of .15, and all was set aside."""
+    plan = Plan(number=2, imitation=IMITATION, looks=1)
+    for failed in ([KL], [KL, NO_GAIN]):
+        following, why = after(failed, scores(a=GOOD), plan, can_refit=False)
+        assert (following.longer, following.imitation, following.looks) == (LONGER, IMITATION, 2)
+        assert "imitation spent the KL budget" in why
+        assert after(failed, scores(a=GOOD), following, can_refit=False) is None
+    assert after([KL, lost("a")], scores(a=GOOD), plan, can_refit=False) is None
+    refit, _ = after([KL], scores(a=GOOD), plan)
+    assert (refit.start, refit.longer, refit.imitation) == ("base", 1, IMITATION)
+    assert after([KL], scores(a=GOOD), can_refit=False) is None, "nothing was imitated"
+
+
 def test_where_there_is_nothing_to_imitate_it_trains_longer_at_once():
     plan, _ = after([WRITTEN], scores(a=GOOD), can_imitate=False)
     assert (plan.imitation, plan.longer) == (0.0, LONGER)
