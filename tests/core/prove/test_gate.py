@@ -322,7 +322,7 @@ def _any_refused(rng: random.Random, loss: float, gain: float) -> bool:
 @pytest.mark.parametrize(
     ("evidence", "name", "message"),
     [
-        (replace(GOOD, kl=0.16), "KL budget", "over the budget of .15: raise kl.weight, or refit from base"),
+        (replace(GOOD, kl=0.16), "KL budget", "over the budget of .15: raise kl.weight, or refit"),
         (replace(GOOD, kl=math.nan), "KL budget", "nan from the base"),
         (writing(finite=False), "finite", "NaN or infinite"),
         (writing(distinct_2=0.53), "distinct-2", "variety .60 -> .53, at least .54; 0 answers r"),
